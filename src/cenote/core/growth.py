@@ -1,0 +1,90 @@
+"""How many connections to dial now, and how soon to try again after a failure.
+
+Callers never dial; the machine asks here how many dials the present need justifies. The rules, in order:
+never more pending dials than the gate, one while the destination is down, and that only after a pause with
+full jitter (Brooker, "Exponential Backoff and Jitter"); never more than waiters plus what is missing to the
+warm minimum; and none for a queue that the connections already there will have served sooner than a dial
+can end. Keeps averages; moves nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cenote.core.slot import NEVER
+
+DIAL_GATE = 4  # simultaneous dials; more only fight each other for the server's fork and the client's CPU
+BACKOFF_FIRST_S = 0.05
+BACKOFF_MOST_S = 2.0
+FIRST_LOOK = 0.1  # share of a dial's time that the very first leases get to show how long they are
+NEXT_LOOK = 0.25  # share of a dial's time after which a queue that was left alone is looked at again
+LEAST_LOOK_S = 0.001
+
+
+class Growth:
+    """What is known of dials and leases.
+
+    hold_s, dial_s: moving averages of what a lease and a dial last; 0 until one was seen
+    failures: dials that failed in a row; the destination counts as down while there are any
+    look_at: when to ask again although nothing moved
+    """
+
+    def __init__(self, random: Callable[[], float]) -> None:
+        self.random = random
+        self.hold_s = 0.0
+        self.dial_s = 0.0
+        self.failures = 0
+        self.retry_at = -NEVER
+        self.look_at = NEVER
+
+    def lease_ended(self, held_s: float) -> None:
+        self.hold_s = held_s if self.hold_s == 0.0 else self.hold_s + 0.1 * (held_s - self.hold_s)
+
+    def dial_ended(self, took_s: float) -> None:
+        self.dial_s = took_s if self.dial_s == 0.0 else self.dial_s + 0.3 * (took_s - self.dial_s)
+        self.failures = 0
+
+    def dial_failed(self, now: float) -> None:
+        pause = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2.0 ** min(self.failures, 10))
+        self.retry_at = now + pause * self.random()
+        self.failures += 1
+
+    def gate(self) -> int:
+        """How many dials may be under way at once."""
+        return 1 if self.failures else DIAL_GATE
+
+    def wanted(
+        self, now: float, pending: int, room: int, missing: int, waiting: int, leased: int, newest: float
+    ) -> int:
+        """How many dials to order now. O(1).
+
+        :param pending: dials under way
+        :param room: slots left below the limit
+        :param missing: connections missing to the warm minimum, those pending not counted as missing
+        :param leased: leases out, of which the latest began at `newest`
+        """
+        self.look_at = NEVER
+        asked = waiting - pending
+        need = min(max(missing, asked), room, self.gate() - pending)
+        if need <= 0:
+            return 0
+        if self.failures:
+            if now < self.retry_at:
+                self.look_at = self.retry_at
+                return 0
+        elif missing <= 0 and leased and self.served_sooner(now, waiting, leased, newest):
+            self.look_at = now + max(self.dial_s * NEXT_LOOK, LEAST_LOOK_S)
+            return 0
+        return need
+
+    def served_sooner(self, now: float, waiting: int, leased: int, newest: float) -> bool:
+        """Will the leases that are out have served everybody in line before a dial could end?
+
+        A lease lasts what leases lasted lately, or what the newest one has lasted already if that is more."""
+        if self.dial_s == 0.0:
+            return False
+        age = now - newest
+        hold = max(self.hold_s, age)
+        if self.hold_s == 0.0 and age < self.dial_s * FIRST_LOOK:
+            return True
+        return hold * waiting / leased < self.dial_s

@@ -1,0 +1,274 @@
+"""What a pool asks of a driver, and what every PostgreSQL adapter shares.
+
+An adapter translates; it decides nothing about pooling. It opens connections of the driver's own class (or
+a subclass that watches statements pass), tells the pool in which condition one is, and can check, reset,
+cancel and close it. `Session` is where an adapter notes what it saw; the pool reads it at release.
+No adapter takes a lock of the pool or knows of other connections.
+"""
+
+import select
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from time import monotonic
+from typing import Any, Protocol
+
+from cenote.reasons import Failure
+from cenote.sql import touch
+
+# Conditions of a connection, as the driver knows them without asking the server.
+IDLE = 0  # no transaction, nothing in flight
+IN_TRANSACTION = 1  # a transaction is open or failed
+BUSY = 2  # a query or COPY is in flight, or its answer is not read
+BROKEN = 3  # closed or unusable
+
+Credentials = str | Callable[[], Any] | None
+ConnectArgs = Mapping[str, Any] | Callable[[], Any]
+
+
+class Session:
+    """What is known of one connection. Written by its adapter, read by the pool when it comes back.
+
+    touched: bits of `cenote.sql.touch`, collected since the session was last in its base state
+    attributes: a client-side attribute of the driver's object was changed by the borrower
+    last_sql: the statement sent last ("" for none)
+    query_since_s: monotonic time at which the running query started, 0.0 when none runs
+    in_query_s: time spent in queries during the current lease
+    statements: statements seen during the current lease
+    sqlstate: SQLSTATE of the last error that came from the server ("" for none)
+    """
+
+    __slots__ = (
+        "attributes",
+        "in_query_s",
+        "last_sql",
+        "query_since_s",
+        "sqlstate",
+        "statements",
+        "touched",
+    )
+
+    def __init__(self) -> None:
+        self.touched = 0
+        self.attributes = False
+        self.last_sql = ""
+        self.query_since_s = 0.0
+        self.in_query_s = 0.0
+        self.statements = 0
+        self.sqlstate = ""
+
+    def query_starts(self) -> None:
+        self.query_since_s = monotonic()
+
+    def query_ends(self) -> None:
+        self.in_query_s += monotonic() - self.query_since_s
+        self.query_since_s = 0.0
+
+
+class Driver(Protocol):
+    """The adapter of a blocking driver. Called from any thread, one thread at a time per connection,
+    but for `cancel`, which another thread may call. Never called with a lock of the pool held."""
+
+    name: str
+    weak: bool  # its connections can be referenced weakly
+    cancellable: bool  # `cancel` works
+
+    def connect(self, timeout_s: float) -> Any:
+        """Open a connection in base state (`init_query` done), or raise the driver's error."""
+
+    def session(self, conn: Any) -> Session:
+        """The connection's `Session` (the same object for its whole life)."""
+
+    def handle(self, conn: Any) -> Any:
+        """What must be kept so that `close` works when the borrower dropped `conn`, or None."""
+
+    def condition(self, conn: Any) -> int:
+        """IDLE, IN_TRANSACTION, BUSY or BROKEN, without a round trip."""
+
+    def peek(self, conn: Any) -> str | None:
+        """None while nothing says the server has gone; else its SQLSTATE, "" for a bare end. No round trip."""
+
+    def ping(self, conn: Any, timeout_s: float) -> None:
+        """One round trip outside any transaction; raises when there is no answer in time."""
+
+    def tidy(self, conn: Any) -> None:
+        """Return client-side attributes to their base. No I/O."""
+
+    def reset(self, conn: Any, touched: int, timeout_s: float) -> None:
+        """Return the session to its base state: stop what runs, roll back, undo what `touched` says.
+
+        Clears `session.touched`. Raises when that cannot be done or proven; the pool then closes."""
+
+    def cancel(self, conn: Any) -> None:
+        """Ask the server to stop the query that runs now."""
+
+    def close(self, conn: Any, handle: Any, timeout_s: float) -> None:
+        """Close and wait until the server has let go, `timeout_s` at most. `conn` is None after a leak."""
+
+    def disown(self, conn: Any) -> None:
+        """In a forked child: give up the descriptor without a byte to the server."""
+
+    def failure(self, error: BaseException) -> tuple[Failure, str]:
+        """What an error of this driver says about the destination, and its SQLSTATE ("" if none)."""
+
+    def leave(self, conn: Any, failed: bool) -> None:
+        """End a `connection()` block as the driver's own context manager does (commit or roll back)."""
+
+    def begin(self, conn: Any) -> None:
+        """Open the transaction of a `transaction()` block."""
+
+    def commit(self, conn: Any) -> None: ...
+    def rollback(self, conn: Any) -> None: ...
+
+    def execute(self, conn: Any, sql: Any, params: Any) -> int:
+        """One statement in autocommit; the number of rows it affected, -1 where there is none."""
+
+    def fetch_all(self, conn: Any, sql: Any, params: Any) -> list[Any]: ...
+    def fetch_one(self, conn: Any, sql: Any, params: Any) -> Any: ...
+    def fetch_value(self, conn: Any, sql: Any, params: Any) -> Any: ...
+
+
+class AsyncDriver(Protocol):
+    """The adapter of an asyncio driver: the same, with `async` where the network may be touched.
+
+    Every coroutine may be cancelled at any await; the connection is then in whatever condition it says."""
+
+    name: str
+    weak: bool
+    cancellable: bool
+
+    def session(self, conn: Any) -> Session: ...
+    def handle(self, conn: Any) -> Any: ...
+    def condition(self, conn: Any) -> int: ...
+    def peek(self, conn: Any) -> str | None: ...
+    def tidy(self, conn: Any) -> None: ...
+    def disown(self, conn: Any) -> None: ...
+    def failure(self, error: BaseException) -> tuple[Failure, str]: ...
+    def connect(self, timeout_s: float) -> Awaitable[Any]: ...
+    def ping(self, conn: Any, timeout_s: float) -> Awaitable[None]: ...
+    def reset(self, conn: Any, touched: int, timeout_s: float) -> Awaitable[None]: ...
+    def cancel(self, conn: Any) -> Awaitable[None]: ...
+    def close(self, conn: Any, handle: Any, timeout_s: float) -> Awaitable[None]: ...
+    def leave(self, conn: Any, failed: bool) -> Awaitable[None]: ...
+    def begin(self, conn: Any) -> Awaitable[None]: ...
+    def commit(self, conn: Any) -> Awaitable[None]: ...
+    def rollback(self, conn: Any) -> Awaitable[None]: ...
+    def execute(self, conn: Any, sql: Any, params: Any) -> Awaitable[int]: ...
+    def fetch_all(self, conn: Any, sql: Any, params: Any) -> Awaitable[list[Any]]: ...
+    def fetch_one(self, conn: Any, sql: Any, params: Any) -> Awaitable[Any]: ...
+    def fetch_value(self, conn: Any, sql: Any, params: Any) -> Awaitable[Any]: ...
+
+
+class CannotReset(Exception):
+    """The session carries something that no statement undoes (a loaded library, a random seed)."""
+
+
+# What undoes each kind of touch. The order matters: cursors and locks first, the role before RESET ALL
+# (which a lesser role might not be allowed), temporary objects last. DEALLOCATE names only statements
+# made by SQL: the driver's own prepared statements stay, so its cache stays true.
+_UNDO: tuple[tuple[int, str], ...] = (
+    (touch.CURSOR, "CLOSE ALL"),
+    (touch.LISTEN, "UNLISTEN *"),
+    (touch.ROLE, "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE"),
+    (touch.SETTINGS, "RESET ALL"),
+    (touch.ADVISORY, "SELECT pg_catalog.pg_advisory_unlock_all()"),
+    (
+        touch.PREPARED,
+        "DO $cenote$ DECLARE s pg_catalog.text; BEGIN"
+        " FOR s IN SELECT name FROM pg_catalog.pg_prepared_statements WHERE from_sql"
+        " LOOP EXECUTE pg_catalog.format('DEALLOCATE %I', s); END LOOP; END $cenote$",
+    ),
+    (touch.SEQUENCE, "DISCARD SEQUENCES"),
+    (touch.TEMP, "DISCARD TEMP"),
+)
+
+
+def reset_statements(touched: int, init_query: str | None) -> list[str]:
+    """The statements that return a PostgreSQL session to its base state.
+
+    :raises CannotReset: when something was touched that no statement undoes.
+    """
+    if touched & touch.LOAD:
+        raise CannotReset("the session loaded a library, set the random seed or did what no statement undoes")
+    if touched & touch.UNKNOWN:
+        touched = touch.ALL & ~touch.LOAD
+    statements = [sql for bit, sql in _UNDO if touched & bit]
+    if init_query and touched & (touch.SETTINGS | touch.ROLE | touch.TEMP | touch.LISTEN | touch.PREPARED):
+        statements.append(init_query)
+    return statements
+
+
+def peek_socket(descriptor: int, *, encrypted: bool) -> str | None:
+    """Look at an idle connection's socket without reading from it.
+
+    None while nothing says that the server has gone; else the SQLSTATE of its last word, "" for a bare end
+    of stream. A server that ends an idle session sends ErrorResponse first (protocol chapter "Message
+    Formats"); through TLS only the end itself can be seen.
+    """
+    try:
+        # Without a socket object: recv() needs one, but building it by fileno() would own the descriptor.
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN | select.POLLRDHUP)
+        events = poll.poll(0)
+        if not events:
+            return None
+        if encrypted:
+            return "" if events[0][1] & (select.POLLRDHUP | select.POLLHUP | select.POLLERR) else None
+        with socket.socket(fileno=_duplicate(descriptor)) as sock:
+            sock.setblocking(False)
+            start = sock.recv(2048, socket.MSG_PEEK)
+    except (BlockingIOError, InterruptedError):
+        return None
+    except OSError:
+        return ""
+    if not start:
+        return ""
+    return _fatal_state(start)
+
+
+def _duplicate(descriptor: int) -> int:
+    import os
+
+    return os.dup(descriptor)
+
+
+def _fatal_state(data: bytes) -> str | None:
+    """The SQLSTATE of the first ErrorResponse in `data`, or None if there is none (notices, notifications,
+    parameter changes may arrive while idle)."""
+    at = 0
+    while at + 5 <= len(data):
+        length = int.from_bytes(data[at + 1 : at + 5], "big")
+        if data[at : at + 1] == b"E":
+            for part in data[at + 5 : at + 1 + length].split(b"\0"):
+                if part[:1] == b"C":
+                    return part[1:].decode("ascii", "replace")
+            return ""
+        at += 1 + length
+    return None
+
+
+def await_eof(descriptor: int, timeout_s: float) -> bool:
+    """Wait until the peer has closed its side, then close `descriptor` (ours from here on).
+
+    A server process that was told to end still counts against `max_connections` until it has gone: its
+    end of stream is the proof. Returns False when `timeout_s` passed first.
+    """
+    deadline = monotonic() + timeout_s
+    with socket.socket(fileno=descriptor) as sock:
+        while True:
+            left = deadline - monotonic()
+            if left <= 0:
+                return False
+            sock.settimeout(left)
+            try:
+                if not sock.recv(65536):
+                    return True
+            except TimeoutError:
+                return False
+            except OSError:
+                return True
+
+
+def row_count(status: str | Sequence[Any]) -> int:
+    """The number at the end of a command tag ("INSERT 0 3" gives 3), -1 where there is none."""
+    last = str(status).rsplit(" ", 1)[-1]
+    return int(last) if last.isdigit() else -1
