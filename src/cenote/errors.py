@@ -135,3 +135,15 @@ class LeasesOutstanding(MisuseError, AssertionError):
 
     code = "P3003"
     holders: tuple[object, ...] = ()
+
+
+class CenoteWarning(UserWarning):
+    """Base of what Cenote warns about."""
+
+
+class NestedAcquireWarning(CenoteWarning):
+    """A holder of a connection waits for a second one of the same pool: enough of these at once deadlock."""
+
+
+class LeakWarning(CenoteWarning, ResourceWarning):
+    """A lease was dropped without being given back, or is held for longer than `leak_after`."""

@@ -130,3 +130,9 @@ _CLASSES: dict[str, Failure] = {
 def failure_of(sqlstate: str) -> Failure:
     """What a fatal error with this SQLSTATE says about the destination (unknown: only this connection)."""
     return _STATES.get(sqlstate) or _CLASSES.get(sqlstate[:2], Failure.PRIVATE)
+
+
+def fatal_failure(sqlstate: str) -> Failure | None:
+    """The same for an error in the middle of a session, None where it need not have ended the connection."""
+    known = _STATES.get(sqlstate) if sqlstate[:2] in ("57", "25") else _CLASSES.get(sqlstate[:2])
+    return known if known in (Failure.DESTINATION, Failure.CONNECTION, Failure.PRIVATE) else None

@@ -48,7 +48,5 @@ class Agenda:
     def sweep(self, waiting: int) -> None:
         """Drop the entries of waiters that are gone, if they are the majority. O(1) amortised."""
         if len(self.heap) > 2 * (waiting + self.timed_slots) + SWEEP_FROM:
-            self.heap = [
-                entry for entry in self.heap if isinstance(entry[2], Slot) or entry[2].ring is not None
-            ]
+            self.heap = [entry for entry in self.heap if isinstance(entry[2], Slot) or entry[2].ring is not None]
             heapify(self.heap)

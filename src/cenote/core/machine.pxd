@@ -50,7 +50,7 @@ cdef class Machine:
     @cython.locals(slot=Slot, waiter=Waiter)
     cpdef acquire(self, double now, double timeout, object settings=*, object data=*, bint again=*)
     @cython.locals(slot=Slot)
-    cpdef abandon(self, Waiter waiter, double now)
+    cpdef abandon(self, Waiter waiter, double now, str reason=*)
     cpdef Slot accept(self, Waiter waiter)
     cpdef release(self, Slot slot, double now)
     cpdef release_touched(self, Slot slot, double now)

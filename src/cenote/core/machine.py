@@ -58,6 +58,7 @@ Invariants, executed by `check()`:
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from cenote.core.agenda import Agenda
 from cenote.core.codel import INTERVAL_S, Codel
@@ -121,7 +122,7 @@ class Machine:
         self.closing = Ring("closing")
         self.waiting = Ring("waiting")
 
-        self.effects: list[tuple[str, object]] = []
+        self.effects: list[tuple[str, Any]] = []
         self.alarm = NEVER
         self.agenda = Agenda()
         self.drain_at = NEVER
@@ -155,6 +156,7 @@ class Machine:
             self.shelf.remove(slot)
             if now < slot.expires:
                 self.codel.shortest_s = 0.0
+                slot.rested = now - slot.since
                 self._lease(slot, now)
                 return slot
             self._close(slot, "max_lifetime")
@@ -182,11 +184,11 @@ class Machine:
             self._grow(now)
         return waiter
 
-    def abandon(self, waiter: Waiter, now: float) -> None:
+    def abandon(self, waiter: Waiter, now: float, reason: str = "abandoned") -> None:
         """The borrower has left; legal at any moment. A lease granted and not yet accepted comes back. O(1)."""
         if waiter.ring is not None:
             self.waiting.remove(waiter)
-            self._count(self.refused_by, "abandoned")
+            self._count(self.refused_by, reason)
             self.agenda.sweep(self.waiting.size)
         elif waiter.slot is not None:
             slot = waiter.slot
@@ -401,6 +403,7 @@ class Machine:
         else:
             waiter = self._next_waiter(slot, now) if self.waiting.size else None
             if waiter is not None:
+                slot.rested = 0.0
                 self._lease(slot, now)
                 self.waits.observe(now - waiter.since)
                 waiter.slot = slot
@@ -572,9 +575,7 @@ class Machine:
             assert len(members) == ring.size, f"I1: {ring.name} holds {len(members)}, says {ring.size}"
             assert all(node.ring is ring for node in members), f"I1: a slot in {ring.name} says otherwise"
         assert sum(ring.size for ring in rings) == self.size, "I1: the rings do not sum to the size"
-        assert all(r.size or r is self.shelf.bare for r in self.shelf.rings.values()), (
-            "I1: an empty ring is kept"
-        )
+        assert all(r.size or r is self.shelf.bare for r in self.shelf.rings.values()), "I1: an empty ring is kept"
         idle = self.shelf.slots()
         assert not (self.waiting.size and idle), "I2: somebody waits while a slot is idle"
         assert all(w.slot is None and not w.refused for w in self.waiting), "I3: waits and has an answer"

@@ -12,6 +12,7 @@ cdef class Slot(Node):
     cdef public double jitter
     cdef public bint timed
     cdef public long uses
+    cdef public double rested
 
 cdef class Waiter(Node):
     cdef public double since

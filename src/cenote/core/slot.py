@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cenote.core.ring import Node
 
 NEVER = float("inf")
@@ -19,11 +21,12 @@ class Slot(Node):
     jitter: drawn once, 0 to 1
     timed: the agenda holds an entry for it
     uses: leases so far
+    rested: how long it had been idle when it was lent last; 0 when it was handed on
     """
 
     def __init__(self, opened: str, epoch: int, now: float) -> None:
         super().__init__()
-        self.data: object = None
+        self.data: Any = None
         self.settings: object = None
         self.opened = opened
         self.reason = ""
@@ -34,6 +37,7 @@ class Slot(Node):
         self.jitter = 0.0
         self.timed = False
         self.uses = 0
+        self.rested = 0.0
 
     def state(self) -> str:
         """The name of the state, "gone" outside of all (not yet dialed, or let go by the server)."""

@@ -75,6 +75,11 @@ class Driver(Protocol):
     def connect(self, timeout_s: float) -> Any:
         """Open a connection in base state (`init_query` done), or raise the driver's error."""
 
+    def settle(self, conn: Any) -> None:
+        """The connection as it is now is the base state: note its attributes, clear its session's notes.
+
+        Called after `connect` and the pool's `configure` hook, and when `configure` ran again after a reset."""
+
     def session(self, conn: Any) -> Session:
         """The connection's `Session` (the same object for its whole life)."""
 
@@ -103,6 +108,12 @@ class Driver(Protocol):
 
     def close(self, conn: Any, handle: Any, timeout_s: float) -> None:
         """Close and wait until the server has let go, `timeout_s` at most. `conn` is None after a leak."""
+
+    def cut(self, conn: Any) -> None:
+        """Shut the connection's socket down, from any thread, while its borrower may be inside the driver."""
+
+    def closed_by_borrower(self, conn: Any) -> bool:
+        """Of a BROKEN connection: was it the borrower who closed it, rather than the server or the network?"""
 
     def disown(self, conn: Any) -> None:
         """In a forked child: give up the descriptor without a byte to the server."""
@@ -136,11 +147,14 @@ class AsyncDriver(Protocol):
     weak: bool
     cancellable: bool
 
+    def settle(self, conn: Any) -> None: ...
     def session(self, conn: Any) -> Session: ...
     def handle(self, conn: Any) -> Any: ...
     def condition(self, conn: Any) -> int: ...
     def peek(self, conn: Any) -> str | None: ...
     def tidy(self, conn: Any) -> None: ...
+    def cut(self, conn: Any) -> None: ...
+    def closed_by_borrower(self, conn: Any) -> bool: ...
     def disown(self, conn: Any) -> None: ...
     def failure(self, error: BaseException) -> tuple[Failure, str]: ...
     def connect(self, timeout_s: float) -> Awaitable[Any]: ...

@@ -1,0 +1,657 @@
+"""`AsyncPool`: the pool for asyncio.
+
+A thin shell over the machine. Everything runs on one event loop, so there is no lock: between two awaits the
+machine is nobody else's. Cancellation may come at any await; there is none between reading a grant and giving
+the lease to the caller, and `release` never awaits at all. What is slow (dial, check, reset, close) runs in
+tasks of the pool, never in the caller's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import warnings
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine
+from inspect import isawaitable
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+from cenote import errors
+from cenote.core.machine import CLOSE, CLOSED, GRANT, OPEN, PEEK, PING, REFUSE, RESET, RUNNING, WAKE
+from cenote.core.slot import NEVER, Slot
+from cenote.pool import base
+from cenote.pool.base import BasePool, Event
+from cenote.pool.drivers import async_driver
+from cenote.pool.drivers.base import IDLE, AsyncDriver, ConnectArgs, Credentials
+from cenote.pool.holders import Holder, describe, first_line
+from cenote.pool.link import Link
+from cenote.pool.stats import PoolStats
+
+
+class AsyncPool(BasePool):
+    """A pool of connections for asyncio.
+
+    The constructor does no I/O and needs no event loop; the pool belongs to the loop that first uses it. It
+    opens with `async with pool:`, `open()` or the first acquire, and never fails to open because the server is
+    down; `wait_ready` tells.
+
+    :param dsn: connection string, or a callable (also a coroutine function) returning one, asked anew for each
+        connection (rotating credentials); None to leave all to `connect_args` and the driver's defaults
+    :param driver: "psycopg" (default), "asyncpg", or an adapter of your own
+    :param connect_args: keyword arguments for the driver's connect, or a callable returning them
+    :param name: the name in every message, log line and metric; default "pool-1", "pool-2" ...
+    :param configure: called (may be a coroutine function) with each new connection before anybody borrows it
+    :param check: called instead of a ping to prove a connection alive; raises if it is not
+    :param listener: called with an `Event` when a connection is opened, closed, leaked ...
+    :param clock: monotonic seconds; another one is for tests
+    :param options: the options of docs/options.md (`min_size`, `max_size`, `acquire_timeout` ...); `reset` may
+        also be a callable, run on each connection that comes back, off the borrower's path
+    :raises ConfigError: listing every option that cannot be used
+    """
+
+    def __init__(
+        self,
+        dsn: Credentials = None,
+        *,
+        driver: str | AsyncDriver = "psycopg",
+        connect_args: ConnectArgs | None = None,
+        name: str | None = None,
+        configure: Callable[[Any], Any] | None = None,
+        check: Callable[[Any], Any] | None = None,
+        listener: Callable[[Event], Any] | None = None,
+        clock: Callable[[], float] = monotonic,
+        **options: Any,
+    ) -> None:
+        super().__init__(name, options, configure, check, listener, clock)
+        self._driver = async_driver(driver, dsn, connect_args or {}, self.options, self.name)
+        self._start_over()
+        _pools.add(self)
+
+    def _start_over(self) -> None:
+        """Everything that belongs to one loop and process: after the constructor, and in a forked child."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = NEVER
+        self._waiting: dict[Any, int] = {}  # tasks in line, for the detection of nested acquires
+        self._watchers: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
+        self._lent = {}
+
+    # -- opening and closing ------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Start the pool: begin to open `min_size` connections and return at once. Idempotent."""
+        self._open()
+
+    def _open(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        if self._loop is not None:
+            state = "closed" if self._loop.is_closed() else "another"
+            raise errors.WrongEventLoop(
+                f"it belongs to the event loop that first used it, which is {state} "
+                "now: make one pool for each event loop (for tests: one for each test's loop)",
+                pool=self.name,
+            )
+        self._loop = loop
+        if self._machine.mode != CLOSED:
+            self._machine.start(self._now())
+            self._perform()
+
+    async def __aenter__(self) -> AsyncPool:
+        self._open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def wait_ready(self, timeout: float = 30.0) -> None:
+        """Wait until `min_size` connections (at least one) are open.
+
+        :param timeout: seconds
+        :raises NotReady: after `timeout`, with the last error of a dial; at once if the server refuses for good
+        """
+        deadline = self._now() + timeout
+        try:
+            await self.release(await self.acquire(timeout))
+        except errors.AcquireRefused as error:
+            if isinstance(error, (errors.PoolClosed, errors.PoolDraining)):
+                raise
+            cause = self._dial_error or error
+            raise errors.NotReady(
+                f"not ready within {timeout:.2f} s: {first_line(cause)}", pool=self.name
+            ) from cause
+        m = self._machine
+        if not await self._until(
+            lambda: m.size - m.connecting.size - m.closing.size >= m.min_size, deadline - self._now()
+        ):
+            have = m.size - m.connecting.size - m.closing.size
+            raise errors.NotReady(
+                f"{have} of min_size = {m.min_size} connections within {timeout:.2f} s", pool=self.name
+            ) from self._dial_error
+
+    async def drain(self, timeout: float = 30.0) -> bool:
+        """Refuse new leases, serve who waits, and wait until every lease came back.
+
+        :param timeout: seconds
+        :returns: True when none is out; False after `timeout`. `resume()` takes leases again.
+        """
+        self._open()
+        m = self._machine
+        m.drain(self._now(), self._now() + timeout)
+        self._perform()
+        return await self._until(lambda: not (m.leased.size or m.waiting.size or m.resetting.size), timeout)
+
+    async def resume(self) -> None:
+        """End a drain."""
+        self._open()
+        self._machine.resume(self._now())
+        self._perform()
+
+    async def close(self, timeout: float = 5.0) -> tuple[Holder, ...]:
+        """Close the pool for good. Whoever waits is refused at once; leases have `timeout` seconds to come back,
+        then their queries are cancelled, then their sockets are cut.
+
+        :param timeout: seconds
+        :returns: the leases that had to be cut (empty if all came back); also logged. Idempotent.
+        """
+        self._open()
+        m = self._machine
+        m.close(self._now())
+        self._perform()
+        await self._until(lambda: not m.leased.size, timeout)
+        late = list(self._lent.values())
+        cut = tuple(describe(link, self._driver, self._now()) for link in late)
+        for link in late:
+            await self._cut(link)
+        await self._until(lambda: m.size == m.leased.size, base.CLOSE_TIMEOUT_S)
+        if self._timer is not None and not self._lent:
+            self._timer.cancel()
+        return cut
+
+    async def _cut(self, link: Link) -> None:
+        """End what a borrower does after the deadline: cancel his query; if he still holds on, his socket."""
+        conn = link.ref()
+        if conn is None:
+            return
+        self._tell(
+            "cut",
+            "pool_closed",
+            self._now() - link.slot.since,
+            str(describe(link, self._driver, self._now())),
+        )
+        if link.session.query_since_s:
+            try:
+                await self._driver.cancel(conn)
+            except Exception as error:
+                base.logger.warning('pool "%s": cancel failed: %s', self.name, error)
+            await self._until(lambda: link.slot.state() != "leased", 1.0)
+        if link.slot.state() == "leased" and self._lent.get(link.key) is link:
+            self._driver.cut(conn)
+
+    async def _until(self, condition: Callable[[], bool], timeout: float) -> bool:
+        """Wait until `condition` holds, which only the machine's moves can bring about."""
+        if condition():
+            return True
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        watcher = (condition, done)
+        self._watchers.append(watcher)
+        try:
+            async with asyncio.timeout(max(0.0, timeout)):
+                await done
+        except TimeoutError:
+            return condition()
+        finally:
+            if watcher in self._watchers:
+                self._watchers.remove(watcher)
+        return True
+
+    # -- borrowing ----------------------------------------------------------------------------------------------
+
+    async def acquire(self, timeout: float | None = None) -> Any:
+        """Borrow a connection. Give it back with `release`; prefer `async with pool.connection()`.
+
+        :param timeout: seconds; default `acquire_timeout`; 0 does not wait
+        :returns: the driver's own connection
+        :raises AcquireTimeout: with every holder, its stack, and the cause in one sentence
+        :raises AcquireRefused: another of its subclasses: QueueFull, Shed, PoolDraining, PoolClosed,
+            ConnectFailed, NestedAcquireDeadlock
+        """
+        return await self._borrow(timeout, False)
+
+    async def _borrow(self, timeout: float | None, scoped: bool) -> Any:
+        limit = self.options.acquire_timeout if timeout is None else self._timeout(timeout)
+        me = asyncio.current_task()
+        if self._loop is not asyncio.get_running_loop():
+            self._open()
+        machine = self._machine
+        again = False
+        started = now = self._now()
+        while True:
+            got = machine.acquire(now, limit if not again else max(0.0, started + limit - now), None, None, again)
+            if machine.effects:
+                self._perform()
+            slot = got if type(got) is Slot else await self._wait(got, limit, me, scoped)
+            link: Link = slot.data
+            try:
+                if self.options.check_after == 0:
+                    dead = await self._ping_at_borrow(link)
+                elif slot.rested < self.options.peek_after:
+                    dead = None
+                else:
+                    sqlstate = self._driver.peek(link.conn)
+                    dead = None if sqlstate is None else ("server_closed", base.peek_failure(sqlstate))
+                if dead is None:
+                    self._lent[link.key] = link
+                    return link.lend(me, scoped)
+            except BaseException:
+                # Cancelled in mid-ping, for one: a reset proves what the connection still has to say.
+                self._lent.pop(link.key, None)
+                machine.release_touched(slot, self._now())
+                self._perform()
+                raise
+            machine.release_broken(slot, self._now(), *dead)
+            self._perform()
+            again = True
+            now = self._now()
+
+    async def _wait(self, waiter: Any, timeout: float, me: Any, scoped: bool) -> Slot:
+        """Stand in line until granted or refused; whatever ends the wait otherwise gives the place or lease back."""
+        machine = self._machine
+        if not waiter.refused:
+            assert self._loop is not None
+            waiter.data = self._loop.create_future()
+            if waiter.slot is not None:
+                waiter.data.set_result(None)
+            try:
+                deadlock, risk = self._nested(me, self._waiting)
+                if deadlock is not None:
+                    machine.abandon(waiter, self._now(), "deadlock")
+                    raise deadlock
+                if risk:
+                    warnings.warn(risk, errors.NestedAcquireWarning, stacklevel=4)
+                if scoped:
+                    self._waiting[me] = self._waiting.get(me, 0) + 1
+                try:
+                    await waiter.data
+                finally:
+                    if scoped:
+                        self._waiting[me] -= 1
+                        if not self._waiting[me]:
+                            del self._waiting[me]
+            except BaseException:
+                machine.abandon(waiter, self._now())
+                self._perform()
+                raise
+        if waiter.refused:
+            raise self._refusal(waiter, timeout, self._now())
+        return machine.accept(waiter)
+
+    async def _ping_at_borrow(self, link: Link) -> tuple[str, str] | None:
+        try:
+            await self._prove(link.conn)
+        except Exception as error:
+            return "check_failed", self._dial_failure(error)
+        return None
+
+    async def _prove(self, conn: Any) -> None:
+        if self._check is not None:
+            await _maybe(self._check(conn))
+        else:
+            await self._driver.ping(conn, base.CHECK_TIMEOUT_S)
+
+    async def release(self, conn: Any) -> None:
+        """Give a connection back. Never awaits: what has to be undone is undone in a task of the pool.
+
+        :raises NotLeased: it is not on loan from this pool
+        """
+        self._give_back(conn)
+
+    def _give_back(self, conn: Any) -> None:
+        link = self._claim(conn)
+        slot = link.slot
+        machine = self._machine
+        link.conn = conn
+        try:
+            self._account(link)
+            verdict = self._verdict(link, conn)
+        except BaseException:
+            machine.release_broken(slot, self._now(), "broken", "private")
+            self._perform()
+            raise
+        if verdict == "clean":
+            machine.release(slot, self._now())
+        elif verdict == "touched":
+            machine.release_touched(slot, self._now())
+        else:
+            machine.release_broken(slot, self._now(), *self._why_broken(link, conn))
+        if machine.effects or machine.mode != RUNNING:
+            self._perform()
+
+    def connection(self, timeout: float | None = None) -> _Connection:
+        """`async with pool.connection() as conn:` borrow, and at the end commit or roll back as the driver's own
+        context manager does.
+
+        :param timeout: seconds; default `acquire_timeout`
+        :raises: as `acquire`
+        """
+        return _Connection(self, timeout)
+
+    def transaction(self, timeout: float | None = None) -> _Transaction:
+        """`async with pool.transaction() as conn:` borrow, BEGIN, and COMMIT at the end, or ROLLBACK after an
+        exception.
+
+        :param timeout: seconds to wait for a connection; default `acquire_timeout`
+        :raises: as `acquire`
+        """
+        return _Transaction(self, timeout)
+
+    async def execute(self, sql: Any, params: Any = None, *, timeout: float | None = None) -> int:
+        """Run one statement in autocommit, one round trip.
+
+        :param params: as the driver takes them (asyncpg: a sequence for $1, $2 ...)
+        :param timeout: seconds to wait for a connection
+        :returns: the number of rows affected, -1 where there is none
+        """
+        return int(await self._once(self._driver.execute, sql, params, timeout))
+
+    async def fetch_all(self, sql: Any, params: Any = None, *, timeout: float | None = None) -> list[Any]:
+        """Run one statement in autocommit; all its rows, as the driver gives them."""
+        rows: list[Any] = await self._once(self._driver.fetch_all, sql, params, timeout)
+        return rows
+
+    async def fetch_one(self, sql: Any, params: Any = None, *, timeout: float | None = None) -> Any:
+        """Run one statement in autocommit; its first row, or None."""
+        return await self._once(self._driver.fetch_one, sql, params, timeout)
+
+    async def fetch_value(self, sql: Any, params: Any = None, *, timeout: float | None = None) -> Any:
+        """Run one statement in autocommit; the first column of its first row, or None."""
+        return await self._once(self._driver.fetch_value, sql, params, timeout)
+
+    async def _once(
+        self, run: Callable[[Any, Any, Any], Awaitable[Any]], sql: Any, params: Any, timeout: float | None
+    ) -> Any:
+        conn = await self._borrow(timeout, True)
+        try:
+            return await run(conn, sql, params)
+        finally:
+            self._give_back(conn)
+
+    # -- looking and moving -------------------------------------------------------------------------------------
+
+    def stats(self) -> PoolStats:
+        """The pool's figures now, consistent with each other. Call it on the pool's event loop."""
+        return self._snapshot()
+
+    def resize(self, *, min_size: int | None = None, max_size: int | None = None) -> None:
+        """Move the limits while the pool runs. Surplus connections go when they are idle.
+
+        :raises ConfigError: as the constructor
+        """
+        options = self._new_sizes(min_size, max_size)
+        self.options = options
+        self._machine.resize(self._now(), options.min_size, options.max_size)
+        if self._loop is not None:
+            self._perform()
+
+    def refresh(self) -> None:
+        """Replace every connection opened until now: idle ones at once, others when they come back."""
+        self._machine.refresh(self._now())
+        if self._loop is not None:
+            self._perform()
+
+    # -- effects ------------------------------------------------------------------------------------------------
+
+    def _perform(self) -> None:
+        """Do what the machine wants done. On the event loop; never awaits."""
+        machine = self._machine
+        effects, machine.effects = machine.effects, []
+        for what, subject in effects:
+            if what in (GRANT, REFUSE):
+                if subject.data is not None and not subject.data.done():  # done: its task was cancelled just now
+                    subject.data.set_result(None)
+            elif what == WAKE:
+                self._arm()
+            else:
+                self._start(_WORKS[what](self, subject))
+        for condition, done in self._watchers:
+            if not done.done() and condition():
+                done.set_result(None)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        assert self._loop is not None
+        task = self._loop.create_task(work, name=f"cenote-{self.name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _arm(self) -> None:
+        due = min(self._machine.alarm, self._next_leak_check())
+        if due < self._timer_at and self._loop is not None:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = due
+            self._timer = self._loop.call_later(max(0.0, due - self._now()), self._tick)
+
+    def _tick(self) -> None:
+        self._timer, self._timer_at = None, NEVER
+        now = self._now()
+        self._machine.tick(now)
+        self._perform()
+        for link in self._long_leases(now, list(self._lent.values())):
+            self._tell_long_lease(link)
+        if self._machine.mode != CLOSED or self._lent:
+            self._arm()
+
+    def _next_leak_check(self) -> float:
+        after = self.options.leak_after
+        if after is None:
+            return NEVER
+        dues = [link.slot.since + after for link in self._lent.values() if not link.warned]
+        return float(min([*dues, self._now() + after]))
+
+    def _input(self, method: Callable[..., Any], *args: Any) -> Any:
+        """Feed the machine and perform what follows."""
+        answer = method(*args)
+        self._perform()
+        return answer
+
+    def _dropped(self, link: Link) -> None:
+        """A borrower dropped its connection. Called by the collector, on any thread: only passes it on."""
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._leaked, link)
+
+    def _leaked(self, link: Link) -> None:
+        if link.slot.state() != "leased" or link.ref() is not None:
+            return
+        # By identity: a new connection may live at the dropped one's address by now.
+        if self._lent.get(link.key) is link:
+            del self._lent[link.key]
+        self._input(self._machine.release_broken, link.slot, self._now(), "leaked", "private")
+        self._tell_leak(link)
+
+    async def _open_one(self, slot: Slot) -> None:
+        machine = self._machine
+        if not self._input(machine.dial_needed, slot, self._now()):
+            return
+        conn: Any = None
+        started = self._now()
+        try:
+            conn = await self._driver.connect(self.options.connect_timeout)
+            if self._configure is not None:
+                await _maybe(self._configure(conn))
+            self._driver.settle(conn)
+            handle = self._driver.handle(conn)
+            link = Link(
+                slot, conn, self._driver.session(conn), handle, self._dropped if self._driver.weak else None
+            )
+        except BaseException as error:
+            if conn is not None:
+                await self._close_quietly(conn, None)
+            failure = self._dial_failure(error)
+            self._dial_error = error
+            self._tell("dial_failed", failure, self._now() - started, error=error)
+            self._input(machine.dial_failed, slot, self._now(), failure)
+            if not isinstance(error, Exception):
+                raise
+            return
+        slot.data = link
+        self._dial_error = None
+        self._input(machine.dialed, slot, self._now())
+        self._tell("opened", slot.opened, self._now() - started)
+
+    async def _ping_one(self, slot: Slot) -> None:
+        link: Any = slot.data
+        machine = self._machine
+        try:
+            await self._prove(link.conn)
+        except BaseException as error:
+            self._input(machine.check_failed, slot, self._now(), "check_failed", self._dial_failure(error))
+            if not isinstance(error, Exception):
+                raise
+        else:
+            self._input(machine.check_passed, slot, self._now(), True)
+
+    async def _peek_one(self, slot: Slot) -> None:
+        link: Any = slot.data
+        sqlstate = self._driver.peek(link.conn)
+        if sqlstate is None:
+            self._input(self._machine.check_passed, slot, self._now(), False)
+        else:
+            failure = base.peek_failure(sqlstate)
+            self._input(self._machine.check_failed, slot, self._now(), "server_closed", failure)
+
+    async def _reset_one(self, slot: Slot) -> None:
+        link: Any = slot.data
+        conn, touched = link.conn, link.session.touched
+        try:
+            await self._driver.reset(conn, touched, base.RESET_TIMEOUT_S)
+            if self._after_reset(touched):
+                assert self._configure is not None
+                await _maybe(self._configure(conn))
+                self._driver.settle(conn)
+            if self._reset_hook is not None:
+                await _maybe(self._reset_hook(conn))
+                if self._driver.condition(conn) != IDLE:
+                    await self._driver.reset(conn, 0, base.RESET_TIMEOUT_S)
+        except BaseException as error:
+            self._tell("reset", "reset_failed", error=error)
+            self._input(self._machine.reset_failed, slot, self._now(), self._dial_failure(error))
+            if not isinstance(error, Exception):
+                raise
+        else:
+            self._input(self._machine.reset_done, slot, self._now())
+            self._tell("reset", "touched", detail=hex(touched))
+
+    async def _close_one(self, slot: Slot) -> None:
+        link: Any = slot.data
+        conn, link.conn = link.conn, None
+        try:
+            await self._close_quietly(conn, link.handle)
+        finally:
+            self._input(self._machine.closed, slot, self._now())
+            self._tell("closed", slot.reason)
+
+    async def _close_quietly(self, conn: Any, handle: Any) -> None:
+        try:
+            await self._driver.close(conn, handle, base.CLOSE_TIMEOUT_S)
+        except Exception as error:
+            base.logger.debug('pool "%s": close failed: %s', self.name, error)
+
+    # -- fork ---------------------------------------------------------------------------------------------------
+
+    def _after_fork_in_child(self) -> None:
+        """Give up what was inherited, without a byte to the server, and begin anew, bound to no loop."""
+        links = self._links()
+        closed = self._machine.mode == CLOSED
+        self._machine = self._new_machine()
+        if closed:
+            self._machine.close(self._now())
+        for link in links:
+            conn = link.ref()
+            if conn is not None:
+                self._driver.disown(conn)
+        self._start_over()
+
+
+class _Connection:
+    """The block of `pool.connection()`."""
+
+    __slots__ = ("_conn", "_pool", "_timeout")
+
+    def __init__(self, pool: AsyncPool, timeout: float | None) -> None:
+        self._pool = pool
+        self._timeout = timeout
+
+    async def __aenter__(self) -> Any:
+        self._conn = conn = await self._pool._borrow(self._timeout, True)
+        return conn
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        conn, self._conn = self._conn, None
+        try:
+            await self._pool._driver.leave(conn, kind is not None)
+        finally:
+            self._pool._give_back(conn)
+
+
+class _Transaction:
+    """The block of `pool.transaction()`."""
+
+    __slots__ = ("_conn", "_pool", "_timeout")
+
+    def __init__(self, pool: AsyncPool, timeout: float | None) -> None:
+        self._pool = pool
+        self._timeout = timeout
+
+    async def __aenter__(self) -> Any:
+        self._conn = conn = await self._pool._borrow(self._timeout, True)
+        try:
+            await self._pool._driver.begin(conn)
+        except BaseException:
+            self._pool._give_back(conn)
+            raise
+        return conn
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        conn, self._conn = self._conn, None
+        driver = self._pool._driver
+        try:
+            if kind is None:
+                await driver.commit(conn)
+            else:
+                await driver.rollback(conn)
+        finally:
+            self._pool._give_back(conn)
+
+
+async def _maybe(result: Any) -> Any:
+    return await result if isawaitable(result) else result
+
+
+_WORKS: dict[str, Callable[[AsyncPool, Slot], Coroutine[Any, Any, None]]] = {
+    OPEN: AsyncPool._open_one,
+    PING: AsyncPool._ping_one,
+    PEEK: AsyncPool._peek_one,
+    RESET: AsyncPool._reset_one,
+    CLOSE: AsyncPool._close_one,
+}
+
+_pools: weakref.WeakSet[AsyncPool] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for pool in list(_pools):
+        pool._after_fork_in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

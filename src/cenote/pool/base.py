@@ -1,0 +1,362 @@
+"""What the two pools share: options, names, the machine, hooks, reports. No threads, no event loop.
+
+`Pool` and `AsyncPool` are shells: they turn the machine's effects into I/O of their colour. Everything that
+neither blocks nor awaits is here, once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cenote import errors
+from cenote.config import PoolOptions, pool_options
+from cenote.core.machine import CLOSED, Machine
+from cenote.core.slot import Waiter
+from cenote.pool.drivers.base import BROKEN, IDLE
+from cenote.pool.holders import HOLDERS_SHOWN, Holder, cause, describe, first_line
+from cenote.pool.link import Link
+from cenote.pool.stats import PoolStats, snapshot
+from cenote.reasons import Failure, failure_of, fatal_failure
+
+logger = logging.getLogger("cenote.pool")
+
+CHECK_TIMEOUT_S = 5.0
+RESET_TIMEOUT_S = 5.0
+CLOSE_TIMEOUT_S = 5.0
+REPORT_KEPT_S = 0.25  # a thousand callers that time out together share one look at the holders
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What a listener is told. `reason` is a word of `cenote.reasons`; `seconds` where a duration belongs to it.
+
+    kind: "opened", "closed", "dial_failed", "refused", "reset", "leaked", "held_long", "cut"
+    """
+
+    pool: str
+    kind: str
+    reason: str = ""
+    seconds: float = 0.0
+    detail: str = ""
+    error: BaseException | None = None
+
+
+class BasePool:
+    """The part of a pool that neither blocks nor awaits."""
+
+    _driver: Any
+
+    def __init__(
+        self,
+        name: str | None,
+        options: Mapping[str, Any],
+        configure: Callable[[Any], Any] | None,
+        check: Callable[[Any], Any] | None,
+        listener: Callable[[Event], Any] | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self.name = name if name is not None else f"pool-{next(_numbers)}"
+        given = dict(options)
+        self._reset_hook: Callable[[Any], Any] | None = None
+        if callable(given.get("reset")):
+            self._reset_hook = given.pop("reset")
+        problems = [
+            f"{what} = {hook!r}: must be callable"
+            for what, hook in (
+                ("configure", configure),
+                ("check", check),
+                ("listener", listener),
+                ("clock", clock),
+            )
+            if hook is not None and not callable(hook)
+        ]
+        if not isinstance(self.name, str) or not self.name:
+            problems.append(f"name = {name!r}: must be a non-empty text")
+            self.name = "?"
+        try:
+            self.options: PoolOptions = pool_options(given, pool=self.name)
+        except errors.ConfigError as error:
+            problems.extend(error.problems)
+        if problems:
+            raise errors.ConfigError(problems, pool=self.name)
+        self._now = clock
+        self._configure = configure
+        self._check = check
+        self._listener = listener
+        self._lent: dict[int, Link] = {}
+        self._in_query_s = 0.0
+        self._dial_error: BaseException | None = None
+        self._report: tuple[float, tuple[Holder, ...]] = (-1.0, ())
+        self._warned_sites: set[str] = set()
+        self._machine = self._new_machine()
+
+    def _new_machine(self) -> Machine:
+        options = self.options
+        return Machine(
+            options.min_size,
+            options.max_size,
+            options.max_waiting,
+            options.idle_timeout,
+            options.max_lifetime,
+            options.check_after,
+            options.codel,
+            random.random,
+        )
+
+    def __repr__(self) -> str:
+        m = self._machine
+        return (
+            f"<{type(self).__name__} {self.name!r} {m.mode}: {m.size}/{m.max_size} connections, "
+            f"{m.shelf.size()} idle, {m.leased.size} leased, {m.waiting.size} waiting>"
+        )
+
+    @property
+    def closed(self) -> bool:
+        """True once `close` was called."""
+        return self._machine.mode == CLOSED
+
+    # -- telling ------------------------------------------------------------------------------------------------
+
+    def _tell(
+        self,
+        kind: str,
+        reason: str = "",
+        seconds: float = 0.0,
+        detail: str = "",
+        error: BaseException | None = None,
+    ) -> None:
+        """Log an event and pass it to the listener. Never with the lock held."""
+        level = logging.WARNING if kind in ("leaked", "held_long", "cut", "dial_failed") else logging.DEBUG
+        if logger.isEnabledFor(level):
+            text = " ".join(part for part in (kind, reason, detail, first_line(error) if error else "") if part)
+            logger.log(level, 'pool "%s": %s', self.name, text)
+        if self._listener is not None:
+            try:
+                self._listener(Event(self.name, kind, reason, seconds, detail, error))
+            except Exception:
+                logger.exception('pool "%s": the listener failed on %s', self.name, kind)
+
+    def _tell_leak(self, link: Link) -> None:
+        message = f'pool "{self.name}": a connection was dropped without being released; acquired at {link.site()}'
+        self._tell("leaked", "leaked", self._now() - link.slot.since, f"acquired at {link.site()}")
+        warnings.warn(message, errors.LeakWarning, stacklevel=2)
+
+    def _long_leases(self, now: float, links: Iterable[Link]) -> list[Link]:
+        """Leases older than `leak_after` that were not warned about yet; marks them."""
+        after = self.options.leak_after
+        if after is None:
+            return []
+        late = [link for link in links if not link.warned and now - link.slot.since >= after]
+        for link in late:
+            link.warned = True
+        return late
+
+    def _tell_long_lease(self, link: Link) -> None:
+        holder = describe(link, self._driver, self._now())
+        self._tell("held_long", "", holder.age_s, f"for {holder.age_s:.1f} s\n{holder}")
+        message = f'pool "{self.name}": a lease is out for {holder.age_s:.1f} s\n{holder}'
+        warnings.warn(message, errors.LeakWarning, stacklevel=2)
+
+    # -- refusing -----------------------------------------------------------------------------------------------
+
+    def _refusal(self, waiter: Waiter, timeout: float, now: float) -> errors.AcquireRefused:
+        """The error for a refused waiter, with the numbers. Not with the lock held: it takes stacks."""
+        m = self._machine
+        reason = waiter.refused
+        self._tell("refused", reason, now - waiter.since)
+        if reason == "closed":
+            return errors.PoolClosed("it is closed; make a new pool, or acquire before close()", pool=self.name)
+        if reason == "draining":
+            return errors.PoolDraining(
+                "it is draining and takes no new leases; resume() ends that", pool=self.name
+            )
+        if reason == "queue_full":
+            return errors.QueueFull(
+                f"max_waiting = {m.max_waiting} callers already wait ({m.leased.size}/{m.max_size} leased): "
+                "retry later with a pause, or raise max_waiting",
+                pool=self.name,
+            )
+        if reason == "shed":
+            return errors.Shed(
+                f"refused after {now - waiter.since:.2f} s: the queue has not drained for 2 s "
+                f"({m.leased.size}/{m.max_size} leased, {m.waiting.size} waiting): retry later with a pause",
+                pool=self.name,
+            )
+        if reason == "connect_failed":
+            error = self._dial_error
+            failed = errors.ConnectFailed(
+                f"the server refuses the connection: {first_line(error) if error else 'unknown'}",
+                pool=self.name,
+            )
+            failed.__cause__ = error
+            return failed
+        return self._timed_out(waiter, timeout, now)
+
+    def _timed_out(self, waiter: Waiter, timeout: float, now: float) -> errors.AcquireTimeout:
+        m = self._machine
+        holders = self._holders(now)
+        down = self._dial_error if m.growth.failures else None
+        first = m.waiting.first
+        oldest = now - (first.since if first is not None else waiter.since)
+        why = cause(holders, limit=m.max_size, connecting=m.connecting.size, down=down)
+        error = errors.AcquireTimeout(
+            f"no connection within {timeout:.2f} s ({m.leased.size}/{m.max_size} leased, "
+            f"{m.connecting.size} dialing, {m.waiting.size} waiting, oldest {max(0.0, oldest):.2f} s). {why}",
+            pool=self.name,
+            cause=why,
+            holders=holders[:HOLDERS_SHOWN],
+        )
+        error.holders = holders
+        error.__cause__ = down
+        return error
+
+    def _holders(self, now: float) -> tuple[Holder, ...]:
+        if now - self._report[0] > REPORT_KEPT_S:
+            links = sorted(self._lent.values(), key=_lent_since)
+            self._report = (now, tuple(describe(link, self._driver, now) for link in links))
+        return self._report[1]
+
+    def holders(self) -> tuple[Holder, ...]:
+        """Every lease that is out, the oldest first: who, since when, where acquired, doing what, its stack."""
+        self._report = (-1.0, ())
+        return self._holders(self._now())
+
+    def _nested(self, me: Any, waiting: Mapping[Any, int]) -> tuple[errors.NestedAcquireDeadlock | None, str]:
+        """`me` stands in line. Everybody who holds a lease waits too: the error to raise. `me` holds one himself:
+        the warning to give, once per site.
+
+        Only `with` blocks prove who holds a lease; one from `acquire()` may have been handed to somebody else.
+        Called with the lock held, and only on the way into the line."""
+        mine = [link for link in self._lent.values() if link.holder == me]
+        if not mine:
+            return None, ""
+        most = self._machine.max_size
+        if len(self._lent) >= most and all(
+            link.scoped and not link.session.query_since_s and (link.holder == me or waiting.get(link.holder, 0))
+            for link in self._lent.values()
+        ):
+            sites = "; ".join(sorted({link.site() for link in self._lent.values()}))
+            return errors.NestedAcquireDeadlock(
+                f"all {most} connections are held by callers that wait for another one of this pool "
+                f"(acquired at {sites}): pass the connection on instead of acquiring a second one",
+                pool=self.name,
+            ), ""
+        site = mine[0].site()
+        if site in self._warned_sites or len(self._warned_sites) >= 1000:
+            return None, ""
+        self._warned_sites.add(site)
+        return None, (
+            f'pool "{self.name}": the holder of a connection acquired at {site} waits for a second one; '
+            f"{most} of these at once would deadlock: pass the connection on, or raise max_size"
+        )
+
+    # -- giving back --------------------------------------------------------------------------------------------
+
+    def _claim(self, conn: Any) -> Link:
+        """The link of a connection that comes back.
+
+        :raises NotLeased: it is not on loan from this pool."""
+        link = self._lent.pop(id(conn), None)
+        if link is None:
+            raise errors.NotLeased(
+                f"{conn!r} is not on loan from this pool: it was released already, or it belongs to another pool",
+                pool=self.name,
+            )
+        return link
+
+    def _account(self, link: Link) -> None:
+        session = link.session
+        if session.statements:
+            self._in_query_s += session.in_query_s
+            session.in_query_s = 0.0
+            session.statements = 0
+
+    def _verdict(self, link: Link, conn: Any) -> str:
+        """What the machine is to be told of a connection that comes back: "clean", "touched" or "broken"."""
+        condition = self._driver.condition(conn)
+        session = link.session
+        if condition == IDLE:
+            if session.attributes:
+                self._driver.tidy(conn)
+            if self._reset_hook is not None or self.options.reset == "always":
+                return "touched"
+            if session.touched and self.options.reset != "never":
+                return "touched"
+            return "clean"
+        if condition == BROKEN:
+            return "broken"
+        return "touched"  # a transaction is open, or a query in flight
+
+    def _after_reset(self, touched: int) -> bool:
+        """Must `configure` run again, because what it set was undone?"""
+        return self._configure is not None and bool(touched or self.options.reset == "always")
+
+    def _links(self) -> list[Link]:
+        """Every open connection, wherever it is."""
+        m = self._machine
+        slots = m.shelf.slots() + [
+            slot for ring in (m.checking, m.leased, m.resetting, m.closing) for slot in ring
+        ]
+        return [slot.data for slot in slots if isinstance(slot.data, Link)]
+
+    # -- looking ------------------------------------------------------------------------------------------------
+
+    def _snapshot(self) -> PoolStats:
+        return snapshot(self.name, self._machine, self._in_query_s)
+
+    def assert_all_returned(self) -> None:
+        """For tests: raise unless every lease came back.
+
+        :raises LeasesOutstanding: with every holder, where it acquired and where it is now.
+        """
+        holders = self.holders()
+        if holders:
+            text = "\n".join(str(holder) for holder in holders)
+            error = errors.LeasesOutstanding(f"{len(holders)} leases are still out\n{text}", pool=self.name)
+            error.holders = holders
+            raise error
+
+    def _new_sizes(self, min_size: int | None, max_size: int | None) -> PoolOptions:
+        changes = {k: v for k, v in (("min_size", min_size), ("max_size", max_size)) if v is not None}
+        return self.options.replaced(changes, pool=self.name)
+
+    def _timeout(self, timeout: float | None) -> float:
+        if timeout is None:
+            return self.options.acquire_timeout
+        if not timeout >= 0:
+            raise errors.ConfigError([f"timeout = {timeout!r}: seconds, 0 (do not wait) or more"], pool=self.name)
+        return timeout
+
+    def _dial_failure(self, error: BaseException) -> str:
+        """What a failed dial says; an error that is not the driver's (a hook's) says nothing of the server."""
+        try:
+            failure, _ = self._driver.failure(error)
+        except Exception:
+            return Failure.TEMPORARY.value
+        return str(failure.value)
+
+    def _why_broken(self, link: Link, conn: Any) -> tuple[str, str]:
+        """Reason and failure of a connection that came back unusable."""
+        said = fatal_failure(link.session.sqlstate)
+        if said is not None:
+            return "broken", said.value
+        if self._driver.closed_by_borrower(conn):
+            return "by_borrower", Failure.PRIVATE.value
+        return "broken", Failure.CONNECTION.value
+
+
+def peek_failure(sqlstate: str) -> str:
+    """What a closed idle connection says: its server's last word, or a bare end of stream."""
+    return failure_of(sqlstate).value if sqlstate else Failure.CONNECTION.value
+
+
+def _lent_since(link: Link) -> float:
+    return float(link.slot.since)

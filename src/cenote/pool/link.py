@@ -1,0 +1,109 @@
+"""What a pool knows of one open connection: the shell's half of a slot (`slot.data`).
+
+While leased the pool holds the connection only weakly: a borrower that drops it is noticed. Who borrowed is
+kept as cheaply as possible (a thread id or task, a code object and an offset); names, line numbers and
+stacks are looked up only when somebody asks.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+_HERE = str(Path(__file__).parent)
+
+
+class Link:
+    """One open connection.
+
+    conn: the driver's connection while the pool has it, None while it is lent
+    ref: a weak reference to it, or a callable that returns it for drivers without weak references
+    holder: thread id or asyncio.Task of the borrower
+    code, offset: where it was acquired
+    scoped: lent to a `with` block, so that the borrower is who holds it
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "code",
+        "conn",
+        "handle",
+        "holder",
+        "key",
+        "offset",
+        "ref",
+        "scoped",
+        "session",
+        "slot",
+        "warned",
+    )
+
+    def __init__(
+        self, slot: Any, conn: Any, session: Any, handle: Any, dropped: Callable[[Link], None] | None
+    ) -> None:
+        self.slot = slot
+        self.conn = conn
+        self.session = session
+        self.handle = handle
+        self.key = id(conn)
+        self.holder: Any = None
+        self.code: CodeType | None = None
+        self.offset = 0
+        self.scoped = False
+        self.warned = False
+        if dropped is None:
+            self.ref: Callable[[], Any] = _Always(conn)
+        else:
+            # One reference for the connection's whole life: while the pool has it, it cannot die, so the
+            # callback can only mean that a borrower dropped it.
+            mine = weakref.ref(self)
+
+            def died(_: object) -> None:
+                link = mine()
+                if link is not None:
+                    dropped(link)
+
+            self.ref = weakref.ref(conn, died)
+
+    def lend(self, holder: Any, scoped: bool) -> Any:
+        """Note the borrower and give the only strong reference away."""
+        # Compiled code has no frames of its own: the first frame that is not this package's is the borrower's.
+        frame = sys._getframe()
+        while frame.f_code.co_filename.startswith(_HERE) and frame.f_back is not None:
+            frame = frame.f_back
+        self.code = frame.f_code
+        self.offset = frame.f_lasti
+        self.holder = holder
+        self.scoped = scoped
+        conn = self.conn
+        self.conn = None
+        return conn
+
+    def site(self) -> str:
+        """Where it was acquired, as "file:line in function"."""
+        if self.code is None:
+            return "unknown"
+        return f"{self.code.co_filename}:{_line(self.code, self.offset)} in {self.code.co_qualname}"
+
+
+class _Always:
+    """Stands in for a weak reference where the driver's connections cannot have one."""
+
+    __slots__ = ("conn",)
+
+    def __init__(self, conn: Any) -> None:
+        self.conn = conn
+
+    def __call__(self) -> Any:
+        return self.conn
+
+
+def _line(code: CodeType, offset: int) -> int:
+    for start, end, line in code.co_lines():
+        if start <= offset < end and line is not None:
+            return line
+    return code.co_firstlineno

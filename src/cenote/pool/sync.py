@@ -1,0 +1,692 @@
+"""`Pool`: the pool for threads.
+
+A thin shell over the machine: one lock around it, decisions inside the lock, everything slow outside. The
+caller's thread never dials, resets or closes; daemon workers do. A keeper thread calls `tick` when something
+is due. A waiting caller sleeps on a lock of its own, which whoever releases a connection to it opens.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from threading import get_ident
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+from cenote import errors
+from cenote.core.machine import CLOSE, CLOSED, GRANT, OPEN, PEEK, PING, REFUSE, RESET, RUNNING, WAKE
+from cenote.core.slot import NEVER, Slot, Waiter
+from cenote.pool import base
+from cenote.pool.base import BasePool, Event
+from cenote.pool.drivers import sync_driver
+from cenote.pool.drivers.base import IDLE, ConnectArgs, Credentials, Driver
+from cenote.pool.holders import Holder, describe, first_line
+from cenote.pool.link import Link
+from cenote.pool.stats import PoolStats
+from cenote.pool.workers import Workers
+
+_KEEPER_LINGERS_S = 3600.0
+
+
+class Pool(BasePool):
+    """A pool of connections for threads.
+
+    The constructor does no I/O. The pool opens with `with pool:`, `open()` or the first acquire, and never
+    fails to open because the server is down; `wait_ready` tells.
+
+    :param dsn: connection string, or a callable returning one, asked anew for each connection (rotating
+        credentials); None to leave all to `connect_args` and the driver's defaults
+    :param driver: "psycopg" (default), "psycopg2", any DB-API 2.0 `connect` callable, or an adapter of your own
+    :param connect_args: keyword arguments for the driver's connect, or a callable returning them
+    :param name: the name in every message, log line and metric; default "pool-1", "pool-2" ...
+    :param configure: called with each new connection before anybody borrows it
+    :param check: called instead of a ping to prove a connection alive; raises if it is not
+    :param listener: called with an `Event` when a connection is opened, closed, leaked ...
+    :param clock: monotonic seconds; another one is for tests
+    :param options: the options of docs/options.md (`min_size`, `max_size`, `acquire_timeout` ...); `reset` may
+        also be a callable, run on each connection that comes back, off the borrower's path
+    :raises ConfigError: listing every option that cannot be used
+    """
+
+    def __init__(
+        self,
+        dsn: Credentials = None,
+        *,
+        driver: str | Callable[..., Any] | Driver = "psycopg",
+        connect_args: ConnectArgs | None = None,
+        name: str | None = None,
+        configure: Callable[[Any], Any] | None = None,
+        check: Callable[[Any], Any] | None = None,
+        listener: Callable[[Event], Any] | None = None,
+        clock: Callable[[], float] = monotonic,
+        **options: Any,
+    ) -> None:
+        super().__init__(name, options, configure, check, listener, clock)
+        self._driver = sync_driver(driver, dsn, connect_args or {}, self.options, self.name)
+        self._start_over()
+        _pools.add(self)
+
+    def _start_over(self) -> None:
+        """Everything that belongs to this process: after the constructor, and in a forked child."""
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._opened = False
+        self._inbox: SimpleQueue[Link | None] = SimpleQueue()
+        self._workers = Workers(self.name, min(self.options.max_size + 4, 64))
+        self._waiting: dict[int, int] = {}  # threads in line, for the detection of nested acquires
+        self._lent = {}
+        self._keeper_sleeps_until = NEVER
+
+    # -- opening and closing ------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Start the pool: begin to open `min_size` connections and return at once. Idempotent."""
+        with self._lock:
+            if self._opened or self._machine.mode == CLOSED:
+                return
+            self._opened = True
+            self._machine.start(self._now())
+            effects = self._effects()
+        threading.Thread(
+            target=_keep,
+            args=(weakref.ref(self), self._inbox),
+            name=f"cenote-{self.name}-keeper",
+            daemon=True,
+        ).start()
+        self._perform(effects)
+
+    def __enter__(self) -> Pool:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def wait_ready(self, timeout: float = 30.0) -> None:
+        """Wait until `min_size` connections (at least one) are open.
+
+        :param timeout: seconds
+        :raises NotReady: after `timeout`, with the last error of a dial; at once if the server refuses for good
+        """
+        self.open()
+        deadline = self._now() + timeout
+        try:
+            self.release(self.acquire(timeout))
+        except errors.AcquireRefused as error:
+            if isinstance(error, (errors.PoolClosed, errors.PoolDraining)):
+                raise
+            cause = self._dial_error or error
+            raise errors.NotReady(
+                f"not ready within {timeout:.2f} s: {first_line(cause)}", pool=self.name
+            ) from cause
+        m = self._machine
+        with self._changed:
+            ready = self._changed.wait_for(
+                lambda: m.size - m.connecting.size - m.closing.size >= m.min_size, deadline - self._now()
+            )
+            have = m.size - m.connecting.size - m.closing.size
+        if not ready:
+            raise errors.NotReady(
+                f"{have} of min_size = {m.min_size} connections within {timeout:.2f} s", pool=self.name
+            ) from self._dial_error
+
+    def drain(self, timeout: float = 30.0) -> bool:
+        """Refuse new leases, serve who waits, and wait until every lease came back.
+
+        :param timeout: seconds
+        :returns: True when none is out; False after `timeout`. `resume()` takes leases again.
+        """
+        deadline = self._now() + timeout
+        with self._lock:
+            self._machine.drain(self._now(), deadline)
+            effects = self._effects()
+        self._perform(effects)
+        m = self._machine
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: not (m.leased.size or m.waiting.size or m.resetting.size), deadline - self._now()
+            )
+
+    def resume(self) -> None:
+        """End a drain."""
+        with self._lock:
+            self._machine.resume(self._now())
+            effects = self._effects()
+        self._perform(effects)
+
+    def close(self, timeout: float = 5.0) -> tuple[Holder, ...]:
+        """Close the pool for good. Whoever waits is refused at once; leases have `timeout` seconds to come back,
+        then their queries are cancelled, then their sockets are cut.
+
+        :param timeout: seconds
+        :returns: the leases that had to be cut (empty if all came back); also logged. Idempotent.
+        """
+        m = self._machine
+        with self._lock:
+            m.close(self._now())
+            effects = self._effects()
+            self._inbox.put(None)
+        self._perform(effects)
+        with self._changed:
+            self._changed.wait_for(lambda: not m.leased.size, timeout)
+            late = list(self._lent.values())
+        cut = tuple(describe(link, self._driver, self._now()) for link in late)
+        for link in late:
+            self._cut(link)
+        with self._changed:
+            self._changed.wait_for(lambda: m.size == m.leased.size, base.CLOSE_TIMEOUT_S)
+        self._workers.stop()
+        return cut
+
+    def _cut(self, link: Link) -> None:
+        """End what a borrower does after the deadline: cancel his query; if he still holds on, his socket."""
+        conn = link.ref()
+        if conn is None:
+            return
+        self._tell(
+            "cut",
+            "pool_closed",
+            self._now() - link.slot.since,
+            str(describe(link, self._driver, self._now())),
+        )
+        if link.session.query_since_s:
+            try:
+                self._driver.cancel(conn)
+            except Exception as error:
+                base.logger.warning('pool "%s": cancel failed: %s', self.name, error)
+            with self._changed:
+                self._changed.wait_for(lambda: link.slot.state() != "leased", 1.0)
+        if link.slot.state() == "leased" and self._lent.get(link.key) is link:
+            # Not closed: its borrower may be inside the driver. A shut socket ends that with an error.
+            self._driver.cut(conn)
+
+    # -- borrowing ----------------------------------------------------------------------------------------------
+
+    def acquire(self, timeout: float | None = None) -> Any:
+        """Borrow a connection. Give it back with `release`; prefer `with pool.connection()`.
+
+        :param timeout: seconds; default `acquire_timeout`; 0 does not wait
+        :returns: the driver's own connection
+        :raises AcquireTimeout: with every holder, its stack, and the cause in one sentence
+        :raises AcquireRefused: another of its subclasses: QueueFull, Shed, PoolDraining, PoolClosed,
+            ConnectFailed, NestedAcquireDeadlock
+        """
+        return self._borrow(timeout, False)
+
+    def _borrow(self, timeout: float | None, scoped: bool) -> Any:
+        limit = self.options.acquire_timeout if timeout is None else self._timeout(timeout)
+        if not self._opened:
+            self.open()
+        again = False
+        started = now = self._now()
+        while True:
+            slot = self._lease(now, limit if not again else max(0.0, started + limit - now), again, scoped)
+            try:
+                link: Link = slot.data
+                if slot.rested < self.options.peek_after and self.options.check_after:
+                    break
+                dead = self._look(link)
+                if dead is None:
+                    break
+            except BaseException:
+                self._lost(slot, "broken", "private")
+                raise
+            self._lost(slot, *dead)
+            again = True
+            now = self._now()
+        try:
+            conn = link.lend(get_ident(), scoped)
+            self._lent[link.key] = link
+        except BaseException:
+            self._lost(slot, "broken", "private")
+            raise
+        return conn
+
+    def _lease(self, now: float, timeout: float, again: bool, scoped: bool) -> Slot:
+        """A leased slot, waiting for it if need be."""
+        machine = self._machine
+        got: Slot | Waiter | None = None
+        try:
+            with self._lock:
+                got = machine.acquire(now, timeout, None, None, again)
+                if type(got) is Slot and not machine.effects:
+                    return got
+                deadlock, risk = None, ""
+                if isinstance(got, Waiter) and got.ring is not None:
+                    got.data = gate = threading.Lock()
+                    gate.acquire()
+                    me = get_ident()
+                    deadlock, risk = self._nested(me, self._waiting)
+                    if scoped:
+                        self._waiting[me] = self._waiting.get(me, 0) + 1
+                effects = self._effects()
+            self._perform(effects)
+            if isinstance(got, Slot):
+                return got
+            if deadlock is not None:
+                self._input(machine.abandon, got, now, "deadlock")
+                raise deadlock
+            if risk:
+                warnings.warn(risk, errors.NestedAcquireWarning, stacklevel=4)
+            return self._wait(got, timeout)
+        except BaseException:
+            if isinstance(got, Slot):
+                self._lost(got, "broken", "private")
+            elif got is not None:
+                self._input(machine.abandon, got, self._now())
+            raise
+        finally:
+            if scoped and isinstance(got, Waiter) and got.data is not None:
+                with self._lock:
+                    self._waiting[get_ident()] -= 1
+                    if not self._waiting[get_ident()]:
+                        del self._waiting[get_ident()]
+
+    def _wait(self, waiter: Waiter, timeout: float) -> Slot:
+        gate: Any = waiter.data
+        while not waiter.refused:
+            left = waiter.deadline - self._now()
+            if gate.acquire(timeout=min(max(left, 0.0), threading.TIMEOUT_MAX)):
+                break
+            self._tick()  # the deadline has come: the machine says so, and opens this gate
+        if waiter.refused:
+            raise self._refusal(waiter, timeout, self._now())
+        return self._machine.accept(waiter)
+
+    def _look(self, link: Link) -> tuple[str, str] | None:
+        """Look at a connection before it is lent: poll its socket, or ping when every borrow is to be checked.
+        None if it is alive, else the reason and the failure."""
+        if self.options.check_after == 0:
+            try:
+                self._prove(link.conn)
+            except Exception as error:
+                return "check_failed", self._dial_failure(error)
+            return None
+        sqlstate = self._driver.peek(link.conn)
+        return None if sqlstate is None else ("server_closed", base.peek_failure(sqlstate))
+
+    def _prove(self, conn: Any) -> None:
+        if self._check is not None:
+            self._check(conn)
+        else:
+            self._driver.ping(conn, base.CHECK_TIMEOUT_S)
+
+    def release(self, conn: Any) -> None:
+        """Give a connection back. Costs no round trip: what has to be undone is undone on a worker.
+
+        :raises NotLeased: it is not on loan from this pool
+        """
+        link = self._claim(conn)
+        slot = link.slot
+        try:
+            self._account(link)
+            verdict = self._verdict(link, conn)
+            link.conn = conn
+            machine = self._machine
+            with self._lock:
+                if verdict == "clean":
+                    machine.release(slot, self._now())
+                elif verdict == "touched":
+                    machine.release_touched(slot, self._now())
+                else:
+                    machine.release_broken(slot, self._now(), *self._why_broken(link, conn))
+                if not machine.effects and machine.mode == RUNNING:
+                    return
+                effects = self._effects()
+        except BaseException:
+            if slot.state() == "leased":
+                link.conn = conn
+                self._lost(slot, "broken", "private")
+            raise
+        self._perform(effects)
+
+    def connection(self, timeout: float | None = None) -> _Connection:
+        """`with pool.connection() as conn:` borrow, and at the end commit or roll back as the driver's own
+        context manager does.
+
+        :param timeout: seconds; default `acquire_timeout`
+        :raises: as `acquire`
+        """
+        return _Connection(self, timeout)
+
+    def transaction(self, timeout: float | None = None) -> _Transaction:
+        """`with pool.transaction() as conn:` borrow, BEGIN, and COMMIT at the end, or ROLLBACK after an exception.
+
+        :param timeout: seconds to wait for a connection; default `acquire_timeout`
+        :raises: as `acquire`
+        """
+        return _Transaction(self, timeout)
+
+    def execute(self, sql: Any, params: Any = None, *, timeout: float | None = None) -> int:
+        """Run one statement in autocommit, one round trip.
+
+        :param params: as the driver takes them
+        :param timeout: seconds to wait for a connection
+        :returns: the number of rows affected, -1 where there is none
+        """
+        return int(self._once(self._driver.execute, sql, params, timeout))
+
+    def fetch_all(self, sql: Any, params: Any = None, *, timeout: float | None = None) -> list[Any]:
+        """Run one statement in autocommit; all its rows, as the driver gives them."""
+        rows: list[Any] = self._once(self._driver.fetch_all, sql, params, timeout)
+        return rows
+
+    def fetch_one(self, sql: Any, params: Any = None, *, timeout: float | None = None) -> Any:
+        """Run one statement in autocommit; its first row, or None."""
+        return self._once(self._driver.fetch_one, sql, params, timeout)
+
+    def fetch_value(self, sql: Any, params: Any = None, *, timeout: float | None = None) -> Any:
+        """Run one statement in autocommit; the first column of its first row, or None."""
+        return self._once(self._driver.fetch_value, sql, params, timeout)
+
+    def _once(self, run: Callable[[Any, Any, Any], Any], sql: Any, params: Any, timeout: float | None) -> Any:
+        conn = self._borrow(timeout, True)
+        try:
+            return run(conn, sql, params)
+        finally:
+            self.release(conn)
+
+    # -- looking and moving -------------------------------------------------------------------------------------
+
+    def stats(self) -> PoolStats:
+        """The pool's figures now, consistent with each other."""
+        with self._lock:
+            return self._snapshot()
+
+    def resize(self, *, min_size: int | None = None, max_size: int | None = None) -> None:
+        """Move the limits while the pool runs. Surplus connections go when they are idle.
+
+        :raises ConfigError: as the constructor
+        """
+        options = self._new_sizes(min_size, max_size)
+        with self._lock:
+            self.options = options
+            self._machine.resize(self._now(), options.min_size, options.max_size)
+            effects = self._effects()
+        self._perform(effects)
+
+    def refresh(self) -> None:
+        """Replace every connection opened until now: idle ones at once, others when they come back."""
+        with self._lock:
+            self._machine.refresh(self._now())
+            effects = self._effects()
+        self._perform(effects)
+
+    # -- effects ------------------------------------------------------------------------------------------------
+
+    def _effects(self) -> list[tuple[str, Any]]:
+        """Take what the machine wants done. Called with the lock held."""
+        machine = self._machine
+        effects: list[tuple[str, Any]] = machine.effects
+        if effects:
+            machine.effects = []
+        if machine.mode != RUNNING:
+            self._changed.notify_all()
+        return effects
+
+    def _perform(self, effects: list[tuple[str, Any]]) -> None:
+        """Do it. Called without the lock."""
+        for what, subject in effects:
+            if what in (GRANT, REFUSE):
+                if subject.data is not None:
+                    subject.data.release()
+            elif what == WAKE:
+                if self._machine.alarm < self._keeper_sleeps_until:
+                    self._inbox.put(None)
+            else:
+                self._workers.submit(_WORKS[what], self, subject)
+
+    def _input(self, method: Callable[..., Any], *args: Any) -> Any:
+        """Feed the machine and perform what follows."""
+        with self._lock:
+            answer = method(*args)
+            effects = self._effects()
+            self._changed.notify_all()
+        self._perform(effects)
+        return answer
+
+    def _lost(self, slot: Slot, reason: str, failure: str) -> None:
+        """A leased slot whose connection cannot be lent."""
+        self._input(self._machine.release_broken, slot, self._now(), reason, failure)
+
+    def _tick(self) -> None:
+        self._input(self._machine.tick, self._now())
+
+    def _open_one(self, slot: Slot) -> None:
+        machine = self._machine
+        if not self._input(machine.dial_needed, slot, self._now()):
+            return
+        conn: Any = None
+        started = self._now()
+        try:
+            conn = self._driver.connect(self.options.connect_timeout)
+            if self._configure is not None:
+                self._configure(conn)
+            self._driver.settle(conn)
+            link = Link(
+                slot,
+                conn,
+                self._driver.session(conn),
+                self._driver.handle(conn),
+                self._inbox.put if self._driver.weak else None,
+            )
+        except BaseException as error:
+            if conn is not None:
+                self._close_quietly(conn, None)
+            failure = self._dial_failure(error)
+            self._dial_error = error
+            self._tell("dial_failed", failure, self._now() - started, error=error)
+            self._input(machine.dial_failed, slot, self._now(), failure)
+            return
+        slot.data = link
+        self._dial_error = None
+        self._input(machine.dialed, slot, self._now())
+        self._tell("opened", slot.opened, self._now() - started)
+
+    def _ping_one(self, slot: Slot) -> None:
+        self._check_one(slot, self._prove)
+
+    def _peek_one(self, slot: Slot) -> None:
+        link: Any = slot.data
+        sqlstate = self._driver.peek(link.conn)
+        if sqlstate is None:
+            self._input(self._machine.check_passed, slot, self._now(), False)
+        else:
+            failure = base.peek_failure(sqlstate)
+            self._input(self._machine.check_failed, slot, self._now(), "server_closed", failure)
+
+    def _check_one(self, slot: Slot, prove: Callable[[Any], None]) -> None:
+        link: Any = slot.data
+        try:
+            prove(link.conn)
+        except Exception as error:
+            failure = self._dial_failure(error)
+            self._input(self._machine.check_failed, slot, self._now(), "check_failed", failure)
+        else:
+            self._input(self._machine.check_passed, slot, self._now(), True)
+
+    def _reset_one(self, slot: Slot) -> None:
+        link: Any = slot.data
+        conn, touched = link.conn, link.session.touched
+        try:
+            self._driver.reset(conn, touched, base.RESET_TIMEOUT_S)
+            if self._after_reset(touched):
+                assert self._configure is not None
+                self._configure(conn)
+                self._driver.settle(conn)
+            if self._reset_hook is not None:
+                self._reset_hook(conn)
+                if self._driver.condition(conn) != IDLE:
+                    self._driver.reset(conn, 0, base.RESET_TIMEOUT_S)
+        except Exception as error:
+            self._tell("reset", "reset_failed", error=error)
+            self._input(self._machine.reset_failed, slot, self._now(), self._dial_failure(error))
+        else:
+            self._input(self._machine.reset_done, slot, self._now())
+            self._tell("reset", "touched", detail=hex(touched))
+
+    def _close_one(self, slot: Slot) -> None:
+        link: Any = slot.data
+        conn, link.conn = link.conn, None
+        self._close_quietly(conn, link.handle)
+        self._input(self._machine.closed, slot, self._now())
+        self._tell("closed", slot.reason)
+
+    def _close_quietly(self, conn: Any, handle: Any) -> None:
+        try:
+            self._driver.close(conn, handle, base.CLOSE_TIMEOUT_S)
+        except Exception as error:
+            base.logger.debug('pool "%s": close failed: %s', self.name, error)
+
+    # -- the keeper ---------------------------------------------------------------------------------------------
+
+    def _keep_once(self, dropped: Link | None) -> float | None:
+        """One turn of the keeper thread; how long to sleep, None when the pool has ended."""
+        if dropped is not None and dropped.slot.state() == "leased" and dropped.ref() is None:
+            # By identity: a new connection may live at the dropped one's address by now.
+            if self._lent.get(dropped.key) is dropped:
+                del self._lent[dropped.key]
+            _despite_filters(self._tell_leak, dropped)
+            self._lost(dropped.slot, "leaked", "private")
+        if self._machine.alarm <= self._now():
+            self._tick()
+        for link in self._long_leases(self._now(), list(self._lent.values())):
+            _despite_filters(self._tell_long_lease, link)
+        with self._lock:
+            if self._machine.mode == CLOSED and not self._lent:
+                return None
+            until = min(self._machine.alarm, self._next_leak_check(), self._now() + _KEEPER_LINGERS_S)
+            self._keeper_sleeps_until = until
+        return max(0.0, until - self._now())
+
+    def _next_leak_check(self) -> float:
+        after = self.options.leak_after
+        if after is None:
+            return NEVER
+        dues = [link.slot.since + after for link in list(self._lent.values()) if not link.warned]
+        return float(min([*dues, self._now() + after]))
+
+    # -- fork ---------------------------------------------------------------------------------------------------
+
+    def _after_fork_in_child(self) -> None:
+        """Give up what was inherited, without a byte to the server, and begin anew, unopened."""
+        links = self._links()
+        closed = self._machine.mode == CLOSED
+        self._machine = self._new_machine()
+        if closed:
+            self._machine.close(self._now())
+        for link in links:
+            conn = link.ref()
+            if conn is not None:
+                self._driver.disown(conn)
+        self._start_over()
+
+
+class _Connection:
+    """The block of `pool.connection()`."""
+
+    __slots__ = ("_conn", "_pool", "_timeout")
+
+    def __init__(self, pool: Pool, timeout: float | None) -> None:
+        self._pool = pool
+        self._timeout = timeout
+
+    def __enter__(self) -> Any:
+        self._conn = conn = self._pool._borrow(self._timeout, True)
+        return conn
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        conn, self._conn = self._conn, None
+        try:
+            self._pool._driver.leave(conn, kind is not None)
+        finally:
+            self._pool.release(conn)
+
+
+class _Transaction:
+    """The block of `pool.transaction()`."""
+
+    __slots__ = ("_conn", "_pool", "_timeout")
+
+    def __init__(self, pool: Pool, timeout: float | None) -> None:
+        self._pool = pool
+        self._timeout = timeout
+
+    def __enter__(self) -> Any:
+        self._conn = conn = self._pool._borrow(self._timeout, True)
+        try:
+            self._pool._driver.begin(conn)
+        except BaseException:
+            self._pool.release(conn)
+            raise
+        return conn
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        conn, self._conn = self._conn, None
+        driver = self._pool._driver
+        try:
+            if kind is None:
+                driver.commit(conn)
+            else:
+                driver.rollback(conn)
+        finally:
+            self._pool.release(conn)
+
+
+_WORKS: dict[str, Callable[[Pool, Slot], None]] = {
+    OPEN: Pool._open_one,
+    PING: Pool._ping_one,
+    PEEK: Pool._peek_one,
+    RESET: Pool._reset_one,
+    CLOSE: Pool._close_one,
+}
+
+
+def _keep(pool_ref: weakref.ref[Pool], inbox: SimpleQueue[Link | None]) -> None:
+    """The keeper thread. Holds the pool only while it works, so that a forgotten pool can go."""
+    pause: float | None = 0.0
+    while pause is not None:
+        item: Link | None = None
+        try:
+            item = inbox.get(timeout=pause)
+        except Empty:
+            pass
+        pool = pool_ref()
+        if pool is None or pool._inbox is not inbox:
+            return
+        try:
+            pause = pool._keep_once(item)
+        except Exception:
+            base.logger.exception('pool "%s": the keeper failed', pool.name)
+            pause = 1.0
+        del pool, item
+
+
+def _despite_filters(tell: Callable[[Link], None], link: Link) -> None:
+    """Warn from the keeper thread; where warnings are errors there is nobody here to catch one."""
+    try:
+        tell(link)
+    except errors.LeakWarning:
+        base.logger.debug("a leak warning was turned into an error")
+
+
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for pool in list(_pools):
+        pool._after_fork_in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,79 @@
+"""Daemon threads that do a pool's slow work: dial, check, reset, close.
+
+Started when there is work and nobody free, ended after a while without any. Not a
+`concurrent.futures` executor: that joins its threads when the program ends, and a program must be able to
+end while a server does not answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Any
+
+logger = logging.getLogger("cenote.pool")
+
+LINGER_S = 5.0
+
+
+class Workers:
+    """Up to `most` threads named after the pool."""
+
+    def __init__(self, name: str, most: int) -> None:
+        self._name = name
+        self._most = most
+        self._tasks: SimpleQueue[tuple[Callable[[Any, Any], None], Any, Any] | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._free = 0
+        self._stopped = False
+
+    def submit(self, work: Callable[[Any, Any], None], owner: Any, subject: Any) -> None:
+        """Run `work(owner, subject)` on a thread, soon. `work` handles its own errors."""
+        with self._lock:
+            # Tasks in the queue have each claimed a free thread; only an unclaimed one need not be started.
+            self._free -= 1
+            start = self._free < 0 and self._threads < self._most and not self._stopped
+            if start:
+                self._threads += 1
+                self._free += 1
+            # Inside the lock: a thread about to end looks here whether it may.
+            self._tasks.put((work, owner, subject))
+        if start:
+            threading.Thread(target=self._run, name=f"cenote-{self._name}-worker", daemon=True).start()
+
+    def stop(self) -> None:
+        """Let the threads end once what is queued is done. Does not wait."""
+        with self._lock:
+            self._stopped = True
+            threads = self._threads
+        for _ in range(threads):
+            self._tasks.put(None)
+
+    def _run(self) -> None:
+        while True:
+            try:
+                task = self._tasks.get(timeout=LINGER_S)
+            except Empty:
+                with self._lock:
+                    if not self._tasks.empty():
+                        continue
+                    self._threads -= 1
+                    self._free -= 1
+                    return
+            if task is None:
+                with self._lock:
+                    self._threads -= 1
+                    self._free -= 1
+                return
+            work, owner, subject = task
+            try:
+                work(owner, subject)
+            except Exception:
+                logger.exception('pool "%s": a background task failed', self._name)
+            # A thread that waits for its next task must not keep the pool alive.
+            del task, owner, subject
+            with self._lock:
+                self._free += 1
