@@ -165,7 +165,7 @@ class AsyncPool(BasePool):
         m.close(self._now())
         self._perform()
         await self._until(lambda: not m.leased.size, timeout)
-        late = list(self._lent.values())
+        late = self._leases()
         cut = tuple(describe(link, self._driver, self._now()) for link in late)
         for link in late:
             await self._cut(link)
@@ -261,7 +261,7 @@ class AsyncPool(BasePool):
             now = self._now()
 
     async def _wait(self, waiter: Any, timeout: float, me: Any, scoped: bool) -> Slot:
-        """Stand in line until granted or refused; whatever ends the wait otherwise gives the place or lease back."""
+        """Stand in line until granted or refused; whatever else ends the wait gives the place or lease back."""
         machine = self._machine
         if not waiter.refused:
             assert self._loop is not None
@@ -442,7 +442,7 @@ class AsyncPool(BasePool):
         now = self._now()
         self._machine.tick(now)
         self._perform()
-        for link in self._long_leases(now, list(self._lent.values())):
+        for link in self._long_leases(now, self._leases()):
             self._tell_long_lease(link)
         if self._machine.mode != CLOSED or self._lent:
             self._arm()
@@ -452,7 +452,7 @@ class AsyncPool(BasePool):
         if after is None:
             return NEVER
         dues = [link.slot.since + after for link in self._lent.values() if not link.warned]
-        return float(min([*dues, self._now() + after]))
+        return float(min(dues, default=self._now() + after))
 
     def _input(self, method: Callable[..., Any], *args: Any) -> Any:
         """Feed the machine and perform what follows."""

@@ -220,7 +220,7 @@ class BasePool:
 
     def _holders(self, now: float) -> tuple[Holder, ...]:
         if now - self._report[0] > REPORT_KEPT_S:
-            links = sorted(self._lent.values(), key=_lent_since)
+            links = sorted(self._leases(), key=_lent_since)
             self._report = (now, tuple(describe(link, self._driver, now) for link in links))
         return self._report[1]
 
@@ -229,21 +229,26 @@ class BasePool:
         self._report = (-1.0, ())
         return self._holders(self._now())
 
+    def _leases(self) -> list[Link]:
+        """The leases that are out: a copy, because other threads lend and claim without the lock."""
+        return list(self._lent.values())
+
     def _nested(self, me: Any, waiting: Mapping[Any, int]) -> tuple[errors.NestedAcquireDeadlock | None, str]:
         """`me` stands in line. Everybody who holds a lease waits too: the error to raise. `me` holds one himself:
         the warning to give, once per site.
 
         Only `with` blocks prove who holds a lease; one from `acquire()` may have been handed to somebody else.
         Called with the lock held, and only on the way into the line."""
-        mine = [link for link in self._lent.values() if link.holder == me]
+        leases = self._leases()
+        mine = [link for link in leases if link.holder == me]
         if not mine:
             return None, ""
         most = self._machine.max_size
-        if len(self._lent) >= most and all(
+        if len(leases) >= most and all(
             link.scoped and not link.session.query_since_s and (link.holder == me or waiting.get(link.holder, 0))
-            for link in self._lent.values()
+            for link in leases
         ):
-            sites = "; ".join(sorted({link.site() for link in self._lent.values()}))
+            sites = "; ".join(sorted({link.site() for link in leases}))
             return errors.NestedAcquireDeadlock(
                 f"all {most} connections are held by callers that wait for another one of this pool "
                 f"(acquired at {sites}): pass the connection on instead of acquiring a second one",
@@ -309,8 +314,8 @@ class BasePool:
 
     # -- looking ------------------------------------------------------------------------------------------------
 
-    def _snapshot(self) -> PoolStats:
-        return snapshot(self.name, self._machine, self._in_query_s)
+    def _snapshot(self, in_query_s: float = 0.0) -> PoolStats:
+        return snapshot(self.name, self._machine, self._in_query_s + in_query_s)
 
     def assert_all_returned(self) -> None:
         """For tests: raise unless every lease came back.

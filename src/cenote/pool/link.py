@@ -14,7 +14,8 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-_HERE = str(Path(__file__).parent)
+# Frames of these files are the pool's own, not the borrower's. (Compiled modules have no frames.)
+_OWN_FILES = frozenset(str(path) for path in Path(__file__).parent.glob("*.py"))
 
 
 class Link:
@@ -71,11 +72,12 @@ class Link:
 
     def lend(self, holder: Any, scoped: bool) -> Any:
         """Note the borrower and give the only strong reference away."""
-        # Compiled code has no frames of its own: the first frame that is not this package's is the borrower's.
         frame = sys._getframe()
-        while frame.f_code.co_filename.startswith(_HERE) and frame.f_back is not None:
+        code = frame.f_code
+        while code.co_filename in _OWN_FILES and frame.f_back is not None:
             frame = frame.f_back
-        self.code = frame.f_code
+            code = frame.f_code
+        self.code = code
         self.offset = frame.f_lasti
         self.holder = holder
         self.scoped = scoped

@@ -23,6 +23,7 @@ from cenote.core.machine import CLOSE, CLOSED, GRANT, OPEN, PEEK, PING, REFUSE, 
 from cenote.core.slot import NEVER, Slot, Waiter
 from cenote.pool import base
 from cenote.pool.base import BasePool, Event
+from cenote.pool.desk import Desk
 from cenote.pool.drivers import sync_driver
 from cenote.pool.drivers.base import IDLE, ConnectArgs, Credentials, Driver
 from cenote.pool.holders import Holder, describe, first_line
@@ -81,6 +82,17 @@ class Pool(BasePool):
         self._waiting: dict[int, int] = {}  # threads in line, for the detection of nested acquires
         self._lent = {}
         self._keeper_sleeps_until = NEVER
+        options = self.options
+        self._desk = Desk(
+            self._machine,
+            self._lock,
+            self._lent,
+            self._driver.condition,
+            self._now,
+            self._flush,
+            options.peek_after if options.check_after else 0.0,
+            options.reset != "always" and self._reset_hook is None,
+        )
 
     # -- opening and closing ------------------------------------------------------------------------------------
 
@@ -176,7 +188,7 @@ class Pool(BasePool):
         self._perform(effects)
         with self._changed:
             self._changed.wait_for(lambda: not m.leased.size, timeout)
-            late = list(self._lent.values())
+            late = self._leases()
         cut = tuple(describe(link, self._driver, self._now()) for link in late)
         for link in late:
             self._cut(link)
@@ -218,6 +230,10 @@ class Pool(BasePool):
         :raises AcquireRefused: another of its subclasses: QueueFull, Shed, PoolDraining, PoolClosed,
             ConnectFailed, NestedAcquireDeadlock
         """
+        if timeout is None:
+            conn = self._desk.lend(False)
+            if conn is not None:
+                return conn
         return self._borrow(timeout, False)
 
     def _borrow(self, timeout: float | None, scoped: bool) -> Any:
@@ -323,6 +339,8 @@ class Pool(BasePool):
 
         :raises NotLeased: it is not on loan from this pool
         """
+        if self._desk.take_back(conn):
+            return
         link = self._claim(conn)
         slot = link.slot
         try:
@@ -387,7 +405,9 @@ class Pool(BasePool):
         return self._once(self._driver.fetch_value, sql, params, timeout)
 
     def _once(self, run: Callable[[Any, Any, Any], Any], sql: Any, params: Any, timeout: float | None) -> Any:
-        conn = self._borrow(timeout, True)
+        conn = self._desk.lend(True) if timeout is None else None
+        if conn is None:
+            conn = self._borrow(timeout, True)
         try:
             return run(conn, sql, params)
         finally:
@@ -398,7 +418,7 @@ class Pool(BasePool):
     def stats(self) -> PoolStats:
         """The pool's figures now, consistent with each other."""
         with self._lock:
-            return self._snapshot()
+            return self._snapshot(self._desk.in_query_s)
 
     def resize(self, *, min_size: int | None = None, max_size: int | None = None) -> None:
         """Move the limits while the pool runs. Surplus connections go when they are idle.
@@ -442,6 +462,11 @@ class Pool(BasePool):
                     self._inbox.put(None)
             else:
                 self._workers.submit(_WORKS[what], self, subject)
+
+    def _flush(self) -> None:
+        with self._lock:
+            effects = self._effects()
+        self._perform(effects)
 
     def _input(self, method: Callable[..., Any], *args: Any) -> Any:
         """Feed the machine and perform what follows."""
@@ -557,7 +582,7 @@ class Pool(BasePool):
             self._lost(dropped.slot, "leaked", "private")
         if self._machine.alarm <= self._now():
             self._tick()
-        for link in self._long_leases(self._now(), list(self._lent.values())):
+        for link in self._long_leases(self._now(), self._leases()):
             _despite_filters(self._tell_long_lease, link)
         with self._lock:
             if self._machine.mode == CLOSED and not self._lent:
@@ -570,8 +595,8 @@ class Pool(BasePool):
         after = self.options.leak_after
         if after is None:
             return NEVER
-        dues = [link.slot.since + after for link in list(self._lent.values()) if not link.warned]
-        return float(min([*dues, self._now() + after]))
+        dues = [link.slot.since + after for link in self._leases() if not link.warned]
+        return float(min(dues, default=self._now() + after))
 
     # -- fork ---------------------------------------------------------------------------------------------------
 
@@ -599,7 +624,11 @@ class _Connection:
         self._timeout = timeout
 
     def __enter__(self) -> Any:
-        self._conn = conn = self._pool._borrow(self._timeout, True)
+        pool = self._pool
+        conn = pool._desk.lend(True) if self._timeout is None else None
+        if conn is None:
+            conn = pool._borrow(self._timeout, True)
+        self._conn = conn
         return conn
 
     def __exit__(
