@@ -1,0 +1,61 @@
+"""Fixtures for every test: PostgreSQL 16 and 18, each started when first asked for, once per run.
+
+Tests that stop, kill or reconfigure a server start one of their own (it takes a tenth of a second); these
+are shared, and a test leaves nothing in them: it takes `database`, which is new for it.
+"""
+
+import platform
+from collections.abc import Iterator
+
+import pytest
+
+import cenote
+from cenote import embedded
+from cenote.embedded.install import VERSIONS
+from cenote.testing.postgres import fresh_database
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    build_info = getattr(cenote, "build_info", None)
+    build = build_info() if callable(build_info) else "unknown"
+    return [f"python: {platform.python_version()} {platform.python_implementation()}", f"cenote: {build}"]
+
+
+@pytest.fixture(scope="session")
+def pg16() -> Iterator[embedded.Postgres]:
+    with embedded.Postgres(16, settings={"max_connections": 200}) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pg18() -> Iterator[embedded.Postgres]:
+    with embedded.Postgres(18, settings={"max_connections": 200}) as server:
+        yield server
+
+
+@pytest.fixture(scope="session", params=sorted(VERSIONS), ids=lambda version: f"pg{version}")
+def pg(request: pytest.FixtureRequest) -> embedded.Postgres:
+    """Each version in turn."""
+    server = request.getfixturevalue(f"pg{request.param}")
+    assert isinstance(server, embedded.Postgres)
+    return server
+
+
+@pytest.fixture
+def dsn(pg18: embedded.Postgres) -> str:
+    """The shared database of PostgreSQL 18; leave nothing in it."""
+    return pg18.dsn
+
+
+@pytest.fixture
+def database(pg18: embedded.Postgres) -> Iterator[str]:
+    """The DSN of a new, empty database on PostgreSQL 18, dropped after the test."""
+    with fresh_database(pg18) as name:
+        yield pg18.dsn_for(database=name)
+
+
+@pytest.fixture
+def each_database(pg: embedded.Postgres) -> Iterator[str]:
+    """The DSN of a new, empty database, on each version in turn."""
+    with fresh_database(pg) as name:
+        yield pg.dsn_for(database=name)
