@@ -236,7 +236,7 @@ class AsyncPool(BasePool):
             got = machine.acquire(now, limit if not again else max(0.0, started + limit - now), None, None, again)
             if machine.effects:
                 self._perform()
-            slot = got if type(got) is Slot else await self._wait(got, limit, me, scoped)
+            slot = got if type(got) is Slot else await self._wait(got, limit, me)
             link: Link = slot.data
             try:
                 if self.options.check_after == 0:
@@ -260,7 +260,7 @@ class AsyncPool(BasePool):
             again = True
             now = self._now()
 
-    async def _wait(self, waiter: Any, timeout: float, me: Any, scoped: bool) -> Slot:
+    async def _wait(self, waiter: Any, timeout: float, me: Any) -> Slot:
         """Stand in line until granted or refused; whatever else ends the wait gives the place or lease back."""
         machine = self._machine
         if not waiter.refused:
@@ -272,18 +272,17 @@ class AsyncPool(BasePool):
                 deadlock, risk = self._nested(me, self._waiting)
                 if deadlock is not None:
                     machine.abandon(waiter, self._now(), "deadlock")
+                    self._tell("refused", "deadlock")
                     raise deadlock
                 if risk:
                     warnings.warn(risk, errors.NestedAcquireWarning, stacklevel=4)
-                if scoped:
-                    self._waiting[me] = self._waiting.get(me, 0) + 1
+                self._waiting[me] = self._waiting.get(me, 0) + 1
                 try:
                     await waiter.data
                 finally:
-                    if scoped:
-                        self._waiting[me] -= 1
-                        if not self._waiting[me]:
-                            del self._waiting[me]
+                    self._waiting[me] -= 1
+                    if not self._waiting[me]:
+                        del self._waiting[me]
             except BaseException:
                 machine.abandon(waiter, self._now())
                 self._perform()
@@ -296,7 +295,7 @@ class AsyncPool(BasePool):
         try:
             await self._prove(link.conn)
         except Exception as error:
-            return "check_failed", self._dial_failure(error)
+            return "check_failed", self._loss(error)
         return None
 
     async def _prove(self, conn: Any) -> None:
@@ -511,7 +510,7 @@ class AsyncPool(BasePool):
         try:
             await self._prove(link.conn)
         except BaseException as error:
-            self._input(machine.check_failed, slot, self._now(), "check_failed", self._dial_failure(error))
+            self._input(machine.check_failed, slot, self._now(), "check_failed", self._loss(error))
             if not isinstance(error, Exception):
                 raise
         else:
@@ -541,7 +540,7 @@ class AsyncPool(BasePool):
                     await self._driver.reset(conn, 0, base.RESET_TIMEOUT_S)
         except BaseException as error:
             self._tell("reset", "reset_failed", error=error)
-            self._input(self._machine.reset_failed, slot, self._now(), self._dial_failure(error))
+            self._input(self._machine.reset_failed, slot, self._now(), self._loss(error))
             if not isinstance(error, Exception):
                 raise
         else:

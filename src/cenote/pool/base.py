@@ -18,7 +18,7 @@ from cenote import errors
 from cenote.config import PoolOptions, pool_options
 from cenote.core.machine import CLOSED, Machine
 from cenote.core.slot import Waiter
-from cenote.pool.drivers.base import BROKEN, IDLE
+from cenote.pool.drivers.base import BROKEN, IDLE, CannotReset
 from cenote.pool.holders import HOLDERS_SHOWN, Holder, cause, describe, first_line
 from cenote.pool.link import Link
 from cenote.pool.stats import PoolStats, snapshot
@@ -347,6 +347,17 @@ class BasePool:
         except Exception:
             return Failure.TEMPORARY.value
         return str(failure.value)
+
+    def _loss(self, error: BaseException) -> str:
+        """What the failed check or reset of an open connection says: what the server said, else that this
+        connection is lost; only a dial that fails in silence accuses the destination."""
+        if isinstance(error, CannotReset):
+            return Failure.PRIVATE.value
+        try:
+            failure, sqlstate = self._driver.failure(error)
+        except Exception:
+            return Failure.PRIVATE.value
+        return str(failure.value) if sqlstate else Failure.CONNECTION.value
 
     def _why_broken(self, link: Link, conn: Any) -> tuple[str, str]:
         """Reason and failure of a connection that came back unusable."""

@@ -82,6 +82,8 @@ class Pool(BasePool):
         self._waiting: dict[int, int] = {}  # threads in line, for the detection of nested acquires
         self._lent = {}
         self._keeper_sleeps_until = NEVER
+        # A pool that is forgotten without close() must not leave its keeper asleep for long.
+        weakref.finalize(self, self._inbox.put, None).atexit = False
         options = self.options
         self._desk = Desk(
             self._machine,
@@ -184,7 +186,6 @@ class Pool(BasePool):
         with self._lock:
             m.close(self._now())
             effects = self._effects()
-            self._inbox.put(None)
         self._perform(effects)
         with self._changed:
             self._changed.wait_for(lambda: not m.leased.size, timeout)
@@ -243,7 +244,7 @@ class Pool(BasePool):
         again = False
         started = now = self._now()
         while True:
-            slot = self._lease(now, limit if not again else max(0.0, started + limit - now), again, scoped)
+            slot = self._lease(now, limit if not again else max(0.0, started + limit - now), again)
             try:
                 link: Link = slot.data
                 if slot.rested < self.options.peek_after and self.options.check_after:
@@ -265,7 +266,7 @@ class Pool(BasePool):
             raise
         return conn
 
-    def _lease(self, now: float, timeout: float, again: bool, scoped: bool) -> Slot:
+    def _lease(self, now: float, timeout: float, again: bool) -> Slot:
         """A leased slot, waiting for it if need be."""
         machine = self._machine
         got: Slot | Waiter | None = None
@@ -280,14 +281,14 @@ class Pool(BasePool):
                     gate.acquire()
                     me = get_ident()
                     deadlock, risk = self._nested(me, self._waiting)
-                    if scoped:
-                        self._waiting[me] = self._waiting.get(me, 0) + 1
+                    self._waiting[me] = self._waiting.get(me, 0) + 1
                 effects = self._effects()
             self._perform(effects)
             if isinstance(got, Slot):
                 return got
             if deadlock is not None:
                 self._input(machine.abandon, got, now, "deadlock")
+                self._tell("refused", "deadlock")
                 raise deadlock
             if risk:
                 warnings.warn(risk, errors.NestedAcquireWarning, stacklevel=4)
@@ -299,7 +300,7 @@ class Pool(BasePool):
                 self._input(machine.abandon, got, self._now())
             raise
         finally:
-            if scoped and isinstance(got, Waiter) and got.data is not None:
+            if isinstance(got, Waiter) and got.data is not None:
                 with self._lock:
                     self._waiting[get_ident()] -= 1
                     if not self._waiting[get_ident()]:
@@ -323,7 +324,7 @@ class Pool(BasePool):
             try:
                 self._prove(link.conn)
             except Exception as error:
-                return "check_failed", self._dial_failure(error)
+                return "check_failed", self._loss(error)
             return None
         sqlstate = self._driver.peek(link.conn)
         return None if sqlstate is None else ("server_closed", base.peek_failure(sqlstate))
@@ -449,6 +450,8 @@ class Pool(BasePool):
             machine.effects = []
         if machine.mode != RUNNING:
             self._changed.notify_all()
+            if machine.mode == CLOSED:
+                self._inbox.put(None)  # the keeper may be done
         return effects
 
     def _perform(self, effects: list[tuple[str, Any]]) -> None:
@@ -532,7 +535,7 @@ class Pool(BasePool):
         try:
             prove(link.conn)
         except Exception as error:
-            failure = self._dial_failure(error)
+            failure = self._loss(error)
             self._input(self._machine.check_failed, slot, self._now(), "check_failed", failure)
         else:
             self._input(self._machine.check_passed, slot, self._now(), True)
@@ -552,7 +555,7 @@ class Pool(BasePool):
                     self._driver.reset(conn, 0, base.RESET_TIMEOUT_S)
         except Exception as error:
             self._tell("reset", "reset_failed", error=error)
-            self._input(self._machine.reset_failed, slot, self._now(), self._dial_failure(error))
+            self._input(self._machine.reset_failed, slot, self._now(), self._loss(error))
         else:
             self._input(self._machine.reset_done, slot, self._now())
             self._tell("reset", "touched", detail=hex(touched))

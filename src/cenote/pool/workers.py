@@ -28,14 +28,14 @@ class Workers:
         self._lock = threading.Lock()
         self._threads = 0
         self._free = 0
-        self._stopped = False
+        self._linger_s = LINGER_S
 
     def submit(self, work: Callable[[Any, Any], None], owner: Any, subject: Any) -> None:
         """Run `work(owner, subject)` on a thread, soon. `work` handles its own errors."""
         with self._lock:
             # Tasks in the queue have each claimed a free thread; only an unclaimed one need not be started.
             self._free -= 1
-            start = self._free < 0 and self._threads < self._most and not self._stopped
+            start = self._free < 0 and self._threads < self._most
             if start:
                 self._threads += 1
                 self._free += 1
@@ -45,17 +45,16 @@ class Workers:
             threading.Thread(target=self._run, name=f"cenote-{self._name}-worker", daemon=True).start()
 
     def stop(self) -> None:
-        """Let the threads end once what is queued is done. Does not wait."""
+        """Let the threads end once what is queued is done. Does not wait; a late task still gets a thread."""
         with self._lock:
-            self._stopped = True
-            threads = self._threads
-        for _ in range(threads):
-            self._tasks.put(None)
+            self._linger_s = 0.0
+            for _ in range(self._threads):
+                self._tasks.put(None)
 
     def _run(self) -> None:
         while True:
             try:
-                task = self._tasks.get(timeout=LINGER_S)
+                task = self._tasks.get(timeout=self._linger_s)
             except Empty:
                 with self._lock:
                     if not self._tasks.empty():

@@ -6,6 +6,7 @@ cancel and close it. `Session` is where an adapter notes what it saw; the pool r
 No adapter takes a lock of the pool or knows of other connections.
 """
 
+import asyncio
 import select
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -211,38 +212,57 @@ def reset_statements(touched: int, init_query: str | None) -> list[str]:
     return statements
 
 
+# Linux tells that the peer has closed its side without a read; elsewhere only an empty read does.
+_GONE = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR | select.POLLNVAL
+_LOOK = select.POLLIN | getattr(select, "POLLRDHUP", 0)
+_PEEK_BYTES = 65_536  # notices that a server sends to an idle session are far smaller
+
+
 def peek_socket(descriptor: int, *, encrypted: bool) -> str | None:
     """Look at an idle connection's socket without reading from it.
 
     None while nothing says that the server has gone; else the SQLSTATE of its last word, "" for a bare end
     of stream. A server that ends an idle session sends ErrorResponse first (protocol chapter "Message
-    Formats"); through TLS only the end itself can be seen.
+    Formats"), perhaps after notices; through TLS only the end itself can be seen.
     """
-    try:
-        # Without a socket object: recv() needs one, but building it by fileno() would own the descriptor.
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN | select.POLLRDHUP)
-        events = poll.poll(0)
-        if not events:
-            return None
-        if encrypted:
-            return "" if events[0][1] & (select.POLLRDHUP | select.POLLHUP | select.POLLERR) else None
-        with socket.socket(fileno=_duplicate(descriptor)) as sock:
-            sock.setblocking(False)
-            start = sock.recv(2048, socket.MSG_PEEK)
-    except (BlockingIOError, InterruptedError):
+    if descriptor < 0:
+        return ""
+    poll = select.poll()
+    poll.register(descriptor, _LOOK)
+    events = poll.poll(0)
+    if not events:
         return None
+    gone = bool(events[0][1] & _GONE)
+    if encrypted and gone:
+        return ""
+    # A socket object borrows the descriptor for the call; the named family spares three system calls and
+    # does not matter to recv().
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=descriptor)
+    try:
+        start = sock.recv(_PEEK_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except (BlockingIOError, InterruptedError):
+        return "" if gone else None
     except OSError:
         return ""
+    finally:
+        sock.detach()
     if not start:
         return ""
-    return _fatal_state(start)
+    sqlstate = None if encrypted else _fatal_state(start)
+    return "" if sqlstate is None and gone else sqlstate
 
 
-def _duplicate(descriptor: int) -> int:
-    import os
-
-    return os.dup(descriptor)
+def shut_socket(descriptor: int) -> None:
+    """End both directions of a socket that somebody else owns and may be reading: he sees the end."""
+    if descriptor < 0:
+        return
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=descriptor)
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # not connected any more
+    finally:
+        sock.detach()
 
 
 def _fatal_state(data: bytes) -> str | None:
@@ -268,18 +288,35 @@ def await_eof(descriptor: int, timeout_s: float) -> bool:
     """
     deadline = monotonic() + timeout_s
     with socket.socket(fileno=descriptor) as sock:
-        while True:
-            left = deadline - monotonic()
-            if left <= 0:
-                return False
-            sock.settimeout(left)
-            try:
+        try:
+            # The driver has closed its own descriptor; while ours is open, only this tells the server so.
+            sock.shutdown(socket.SHUT_WR)
+            while (left := deadline - monotonic()) > 0:
+                sock.settimeout(left)
                 if not sock.recv(65536):
                     return True
-            except TimeoutError:
-                return False
-            except OSError:
-                return True
+        except TimeoutError:
+            return False
+        except OSError:
+            return True
+    return False
+
+
+async def await_eof_async(descriptor: int, timeout_s: float) -> bool:
+    """`await_eof` on an event loop. When cancelled it closes `descriptor` at once."""
+    with socket.socket(fileno=descriptor) as sock:
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(timeout_s):
+                sock.shutdown(socket.SHUT_WR)
+                while await loop.sock_recv(sock, 65536):
+                    pass
+        except TimeoutError:
+            return False
+        except OSError:
+            pass
+        return True
 
 
 def row_count(status: str | Sequence[Any]) -> int:
