@@ -314,8 +314,8 @@ class BasePool:
 
     # -- looking ------------------------------------------------------------------------------------------------
 
-    def _snapshot(self, in_query_s: float = 0.0) -> PoolStats:
-        return snapshot(self.name, self._machine, self._in_query_s + in_query_s)
+    def _snapshot(self) -> PoolStats:
+        return snapshot(self.name, self._machine, self._in_query_s)
 
     def assert_all_returned(self) -> None:
         """For tests: raise unless every lease came back.

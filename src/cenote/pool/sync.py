@@ -34,7 +34,7 @@ from cenote.pool.workers import Workers
 _KEEPER_LINGERS_S = 3600.0
 
 
-class Pool(BasePool):
+class Pool(Desk, BasePool):
     """A pool of connections for threads.
 
     The constructor does no I/O. The pool opens with `with pool:`, `open()` or the first acquire, and never
@@ -80,18 +80,16 @@ class Pool(BasePool):
         self._inbox: SimpleQueue[Link | None] = SimpleQueue()
         self._workers = Workers(self.name, min(self.options.max_size + 4, 64))
         self._waiting: dict[int, int] = {}  # threads in line, for the detection of nested acquires
-        self._lent = {}
         self._keeper_sleeps_until = NEVER
         # A pool that is forgotten without close() must not leave its keeper asleep for long.
         weakref.finalize(self, self._inbox.put, None).atexit = False
         options = self.options
-        self._desk = Desk(
+        self._furnish(
             self._machine,
             self._lock,
-            self._lent,
-            self._driver.condition,
+            {},
+            self._driver,
             self._now,
-            self._flush,
             options.peek_after if options.check_after else 0.0,
             options.reset != "always" and self._reset_hook is None,
         )
@@ -222,21 +220,6 @@ class Pool(BasePool):
 
     # -- borrowing ----------------------------------------------------------------------------------------------
 
-    def acquire(self, timeout: float | None = None) -> Any:
-        """Borrow a connection. Give it back with `release`; prefer `with pool.connection()`.
-
-        :param timeout: seconds; default `acquire_timeout`; 0 does not wait
-        :returns: the driver's own connection
-        :raises AcquireTimeout: with every holder, its stack, and the cause in one sentence
-        :raises AcquireRefused: another of its subclasses: QueueFull, Shed, PoolDraining, PoolClosed,
-            ConnectFailed, NestedAcquireDeadlock
-        """
-        if timeout is None:
-            conn = self._desk.lend(False)
-            if conn is not None:
-                return conn
-        return self._borrow(timeout, False)
-
     def _borrow(self, timeout: float | None, scoped: bool) -> Any:
         limit = self.options.acquire_timeout if timeout is None else self._timeout(timeout)
         if not self._opened:
@@ -335,13 +318,8 @@ class Pool(BasePool):
         else:
             self._driver.ping(conn, base.CHECK_TIMEOUT_S)
 
-    def release(self, conn: Any) -> None:
-        """Give a connection back. Costs no round trip: what has to be undone is undone on a worker.
-
-        :raises NotLeased: it is not on loan from this pool
-        """
-        if self._desk.take_back(conn):
-            return
+    def _give_back(self, conn: Any) -> None:
+        """What `release` does with a connection that is not simply clean, or that somebody waits for."""
         link = self._claim(conn)
         slot = link.slot
         try:
@@ -365,15 +343,6 @@ class Pool(BasePool):
                 self._lost(slot, "broken", "private")
             raise
         self._perform(effects)
-
-    def connection(self, timeout: float | None = None) -> _Connection:
-        """`with pool.connection() as conn:` borrow, and at the end commit or roll back as the driver's own
-        context manager does.
-
-        :param timeout: seconds; default `acquire_timeout`
-        :raises: as `acquire`
-        """
-        return _Connection(self, timeout)
 
     def transaction(self, timeout: float | None = None) -> _Transaction:
         """`with pool.transaction() as conn:` borrow, BEGIN, and COMMIT at the end, or ROLLBACK after an exception.
@@ -405,21 +374,12 @@ class Pool(BasePool):
         """Run one statement in autocommit; the first column of its first row, or None."""
         return self._once(self._driver.fetch_value, sql, params, timeout)
 
-    def _once(self, run: Callable[[Any, Any, Any], Any], sql: Any, params: Any, timeout: float | None) -> Any:
-        conn = self._desk.lend(True) if timeout is None else None
-        if conn is None:
-            conn = self._borrow(timeout, True)
-        try:
-            return run(conn, sql, params)
-        finally:
-            self.release(conn)
-
     # -- looking and moving -------------------------------------------------------------------------------------
 
     def stats(self) -> PoolStats:
         """The pool's figures now, consistent with each other."""
         with self._lock:
-            return self._snapshot(self._desk.in_query_s)
+            return self._snapshot()
 
     def resize(self, *, min_size: int | None = None, max_size: int | None = None) -> None:
         """Move the limits while the pool runs. Surplus connections go when they are idle.
@@ -615,33 +575,6 @@ class Pool(BasePool):
             if conn is not None:
                 self._driver.disown(conn)
         self._start_over()
-
-
-class _Connection:
-    """The block of `pool.connection()`."""
-
-    __slots__ = ("_conn", "_pool", "_timeout")
-
-    def __init__(self, pool: Pool, timeout: float | None) -> None:
-        self._pool = pool
-        self._timeout = timeout
-
-    def __enter__(self) -> Any:
-        pool = self._pool
-        conn = pool._desk.lend(True) if self._timeout is None else None
-        if conn is None:
-            conn = pool._borrow(self._timeout, True)
-        self._conn = conn
-        return conn
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        conn, self._conn = self._conn, None
-        try:
-            self._pool._driver.leave(conn, kind is not None)
-        finally:
-            self._pool.release(conn)
 
 
 class _Transaction:

@@ -1,26 +1,21 @@
 """The psycopg2 adapter: leases are `psycopg2.extensions.connection` objects whose cursors note statements.
 
-Cursors get their statement from Python, everything below is C: so each cursor that a lease hands out is of a
-subclass, of whatever class was asked for. It refuses to guess what C hides. A cursor built by hand
-(`psycopg2.extensions.cursor(conn)`) is not seen: use `conn.cursor(cursor_factory=...)`. What psycopg2 sends
-of itself (BEGIN, COMMIT, ROLLBACK, the FETCH and CLOSE of a named cursor, large objects) touches no session
-state and is not counted. Cursors and the connection itself are not guarded against use after release.
+It refuses to guess what C hides. A cursor built by hand (`psycopg2.extensions.cursor(conn)`) is not seen: use
+`conn.cursor(cursor_factory=...)`. What psycopg2 sends of itself (BEGIN, COMMIT, ROLLBACK, the FETCH and CLOSE
+of a named cursor, large objects, two-phase commit) touches no session state and is not counted. Cursors and
+the connection are not guarded against use after release.
 
 psycopg2 has no timeouts. Where one is due a timer shuts the socket down, which ends the call with an error;
 opening relies on libpq's connect_timeout, which counts whole seconds, two at least, for each address.
 """
 
-import datetime
-import decimal
-import functools
 import math
 import os
 import re
 import socket
 import threading
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import suppress
+from time import monotonic
 from typing import Any
 
 from cenote.config import PoolOptions
@@ -29,259 +24,19 @@ from cenote.pool.drivers import base
 from cenote.pool.drivers.base import BROKEN, BUSY, IDLE, IN_TRANSACTION, CannotReset
 from cenote.reasons import Failure, failure_of
 from cenote.sql import touch
-from cenote.sql.classify import classify
 
 try:
     import psycopg2
     from psycopg2 import extensions
-    from psycopg2.sql import Composable
+
+    from cenote.pool.drivers import _psycopg2 as lease
 except ImportError as missing:
     raise MissingDependency('psycopg2 is not installed: pip install "cenote[psycopg2]"') from missing
 
-_Connection: Any = extensions.connection
-_Cursor: Any = extensions.cursor
-
-# (autocommit, (isolation level, readonly, deferrable)) as psycopg2 starts with.
-_LEVELS = (None, None, None)
-_WATCHED_ATTRIBUTES = frozenset(
-    ("autocommit", "isolation_level", "readonly", "deferrable", "cursor_factory", "notices", "notifies")
-)
-
-# Parameters of these types become one literal each, whatever their value; of others (AsIs, Json, one's own
-# adapters) the text that is sent is read instead of the template.
-_LITERALS = frozenset(
-    (
-        *(type(None), bool, int, float, str, bytes, memoryview, decimal.Decimal, uuid.UUID),
-        *(datetime.date, datetime.time, datetime.datetime, datetime.timedelta),
-    )
-)
-
-
-class _Session(base.Session):
-    """What is known of one connection."""
-
-    __slots__ = ("base", "base_touched", "born", "cancelling")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cancelling = threading.Lock()  # held while a cancel request is on its way
-        self.base_touched = 0
-        self.born = self.base = _Attributes()
-
-    def executes(self, text: str) -> None:
-        """Note a statement that is about to be sent."""
-        self.last_sql = text
-        self.touched |= classify(text).touches
-        self.statements += 1
-
-    @contextmanager
-    def timed(self) -> Iterator[None]:
-        self.query_starts()
-        try:
-            yield
-        except psycopg2.Error as error:
-            self.sqlstate = error.pgcode or ""
-            raise
-        finally:
-            self.query_ends()
-
-
-class _Attributes:
-    """The client-side state of a connection object."""
-
-    __slots__ = ("autocommit", "binary_types", "cursor_factory", "encoding", "levels", "string_types")
-
-    def __init__(self, conn: Any = None) -> None:
-        self.autocommit: bool = conn.autocommit if conn else False
-        self.levels = _levels(conn) if conn else _LEVELS
-        self.cursor_factory = conn.cursor_factory if conn else None
-        self.encoding: str = conn.encoding if conn else ""
-        self.string_types = dict(conn.string_types) if conn else {}
-        self.binary_types = dict(conn.binary_types) if conn else {}
-
-
-def _levels(conn: Any) -> tuple[Any, Any, Any]:
-    return (conn.isolation_level, conn.readonly, conn.deferrable)
-
-
-@functools.cache
-def lease_class(parent: Any) -> Any:
-    """The class of leases: `parent` (psycopg2's connection or a subclass of it), watched."""
-    plain = parent is _Connection
-
-    class Lease(parent):  # type: ignore[misc]
-        """A psycopg2 connection on loan from a pool."""
-
-        __slots__ = ("_cenote",)
-
-        def __init__(self, *args: Any, **more: Any) -> None:
-            self._cenote = _Session()
-            super().__init__(*args, **more)
-
-        def cursor(self, *args: Any, **how: Any) -> Any:
-            if plain and not args and not how and self.cursor_factory is None:
-                return super().cursor(cursor_factory=_WatchedCursor)
-            cursor = super().cursor(*args, **how)
-            if getattr(cursor, "_cenote_watched", False):
-                return cursor
-            if len(args) > 1 or not isinstance(cursor, _Cursor):
-                self._cenote.touched |= touch.UNKNOWN  # not a class we can extend: what it sends is not seen
-                return cursor
-            # The class is known now; a cursor costs no round trip until it executes.
-            return super().cursor(*args, **{**how, "cursor_factory": cursor_class(_class_of(cursor))})
-
-        def __setattr__(self, name: str, value: Any) -> None:
-            if name in _WATCHED_ATTRIBUTES:
-                with self._characteristics():
-                    super().__setattr__(name, value)
-            else:
-                super().__setattr__(name, value)
-
-        def set_session(self, *args: Any, **how: Any) -> None:
-            with self._characteristics():
-                super().set_session(*args, **how)
-
-        def set_isolation_level(self, *args: Any) -> None:
-            with self._characteristics():
-                super().set_isolation_level(*args)
-
-        @contextmanager
-        def _characteristics(self) -> Iterator[None]:
-            """Around a change of attributes: in autocommit psycopg2 turns transaction levels into settings."""
-            before = self.autocommit, _levels(self)
-            self._cenote.attributes = True
-            try:
-                yield
-            finally:
-                in_autocommit = not self.closed and (before[0] or self.autocommit)
-                if in_autocommit and (before[1] != _LEVELS or _levels(self) != _LEVELS):
-                    self._cenote.touched |= touch.SETTINGS
-
-        def set_client_encoding(self, *args: Any) -> None:
-            self._cenote.attributes = True
-            self._cenote.touched |= touch.SETTINGS
-            super().set_client_encoding(*args)
-
-        def reset(self) -> None:
-            self._cenote.attributes = True
-            self._cenote.touched |= touch.SETTINGS | touch.ROLE  # init_query is undone as well
-            with self._cenote.timed():
-                super().reset()
-
-        def commit(self) -> None:
-            with self._cenote.timed():
-                super().commit()
-
-        def rollback(self) -> None:
-            with self._cenote.timed():
-                super().rollback()
-
-        def cancel(self) -> None:
-            # A reset waits for this lock: the request must not arrive during the next lease.
-            with self._cenote.cancelling:
-                super().cancel()
-
-    return Lease
-
-
-@functools.cache
-def cursor_class(parent: Any) -> Any:
-    """The class of a lease's cursors: `parent` (psycopg2's cursor or a subclass of it), watched."""
-
-    class Cursor(parent):  # type: ignore[misc]
-        """A psycopg2 cursor that notes what it sends."""
-
-        __slots__ = ()
-        _cenote_watched = True
-
-        def execute(self, query: Any, vars: Any = None) -> Any:
-            session: _Session = self.connection._cenote
-            query = _text(self, query)
-            if self.name is not None and self.withhold:
-                session.touched |= touch.CURSOR
-            session.executes(_shown(self, query, vars))
-            session.query_starts()  # `timed()` written out: this is the busiest path, and it costs a microsecond
-            try:
-                return super().execute(query, vars)
-            except psycopg2.Error as error:
-                session.sqlstate = error.pgcode or ""
-                raise
-            finally:
-                session.query_ends()
-
-        def executemany(self, query: Any, vars_list: Iterable[Any]) -> Any:
-            session: _Session = self.connection._cenote
-            query = _text(self, query)
-
-            def noted() -> Iterator[Any]:
-                for row in vars_list:
-                    session.executes(_shown(self, query, row))
-                    yield row
-
-            with session.timed():
-                return super().executemany(query, noted())
-
-        def callproc(self, procname: str, *parameters: Any) -> Any:
-            session: _Session = self.connection._cenote
-            session.executes(f"SELECT * FROM {procname}()")
-            with session.timed():
-                return super().callproc(procname, *parameters)
-
-        def copy_expert(self, sql: Any, *rest: Any, **how: Any) -> Any:
-            session: _Session = self.connection._cenote
-            sql = _text(self, sql)
-            session.executes(_shown(self, sql, None))
-            with session.timed():
-                return super().copy_expert(sql, *rest, **how)
-
-        def copy_from(self, *args: Any, **how: Any) -> Any:
-            session: _Session = self.connection._cenote
-            session.executes("COPY FROM STDIN")
-            with session.timed():
-                return super().copy_from(*args, **how)
-
-        def copy_to(self, *args: Any, **how: Any) -> Any:
-            session: _Session = self.connection._cenote
-            session.executes("COPY TO STDOUT")
-            with session.timed():
-                return super().copy_to(*args, **how)
-
-    return Cursor
-
-
-_WatchedCursor = cursor_class(_Cursor)
-
-
-def _class_of(cursor: Any) -> Any:
-    return type(cursor)
-
-
-def _text(cursor: Any, query: Any) -> Any:
-    return query.as_string(cursor) if isinstance(query, Composable) else query
-
-
-def _shown(cursor: Any, query: Any, vars: Any) -> str:
-    """The text to classify: the template, which repeats, unless a parameter may be more than a literal."""
-    if vars is not None and not _only_literals(vars):
-        query = cursor.mogrify(query, vars)
-    if isinstance(query, bytes):
-        return query.decode(extensions.encodings.get(cursor.connection.encoding, "utf-8"), "replace")
-    return str(query)
-
-
-def _only_literals(vars: Any) -> bool:
-    if isinstance(vars, Mapping):
-        vars = vars.values()
-    elif not isinstance(vars, (tuple, list)):
-        return False
-    for value in vars:
-        kind = type(value)
-        if kind not in _LITERALS and not (
-            kind in (list, tuple) and all(type(item) in _LITERALS for item in value)
-        ):
-            return False
-    return True
-
+_STATUS_IDLE = extensions.TRANSACTION_STATUS_IDLE
+_STATUS_ACTIVE = extensions.TRANSACTION_STATUS_ACTIVE
+_CLOSED_BY_CALL = 1  # of `connection.closed`; 2 is "found broken"
+_STATUS_UNKNOWN = extensions.TRANSACTION_STATUS_UNKNOWN
 
 # libpq gives no SQLSTATE for an error at connection start, only its message. These are the server's and
 # libpq's own words in English; anything else falls to what `failure` says at its end.
@@ -342,7 +97,7 @@ class _Guard:
         with self._lock:
             if not self._over:
                 self._cut = True
-                _shut(self._sock)
+                base.shut_socket(self._sock.fileno())
 
 
 class Psycopg2Driver:
@@ -370,10 +125,10 @@ class Psycopg2Driver:
                 raise
             conn = self._dial(timeout_s)  # the password may have been changed since it was asked for
         try:
-            conn._cenote.born = _Attributes(conn)
+            conn._cenote.born = lease.Attributes(conn)
             if self._options.init_query:
                 with _Guard(conn, timeout_s, "init_query"):
-                    _alone(conn, self._options.init_query)
+                    lease.alone(conn, self._options.init_query)
             self.settle(conn)
         except BaseException:
             conn.close()
@@ -382,8 +137,8 @@ class Psycopg2Driver:
 
     def _dial(self, timeout_s: float) -> Any:
         dsn, args = self._arguments(timeout_s)
-        parent = args.pop("connection_factory", None) or _Connection
-        return psycopg2.connect(dsn, connection_factory=lease_class(parent), **args)
+        parent = args.pop("connection_factory", None) or lease.PlainConnection
+        return psycopg2.connect(dsn, connection_factory=lease.lease_class(parent), **args)
 
     def _arguments(self, timeout_s: float) -> tuple[str | None, dict[str, Any]]:
         """What psycopg2 is called with.
@@ -396,7 +151,7 @@ class Psycopg2Driver:
         problems = []
         if args.get("async_") or args.get("async"):
             problems.append("connect_args has async_: a pool needs blocking connections")
-        if factory is not None and not (isinstance(factory, type) and issubclass(factory, _Connection)):
+        if factory is not None and not (isinstance(factory, type) and issubclass(factory, lease.PlainConnection)):
             problems.append(f"connection_factory = {factory!r}: must be a subclass of psycopg2's connection")
         texts = {
             name: value
@@ -416,9 +171,11 @@ class Psycopg2Driver:
     def settle(self, conn: Any) -> None:
         """What `configure` has done is the base from here on."""
         session = conn._cenote
-        session.base = _Attributes(conn)
+        session.base = lease.Attributes(conn)
         session.base_touched = session.touched
-        session.touched = 0
+        session.touched = session.statements = 0
+        session.in_query_s = 0.0
+        session.last_sql = session.sqlstate = ""
         session.attributes = False
 
     # -- knowing, without I/O -----------------------------------------------------------------------------
@@ -478,26 +235,31 @@ class Psycopg2Driver:
 
     def tidy(self, conn: Any) -> None:
         session = conn._cenote
-        if conn.autocommit and _levels(conn) != _LEVELS and self._options.reset != "never":
+        now = conn.autocommit, lease.levels(conn)
+        base_is = session.base.autocommit, session.base.levels
+        if now != base_is and now[0] and now[1] != lease.LEVELS and self._options.reset != "never":
             session.touched |= touch.SETTINGS  # they are settings of the server now: the reset undoes them
             return
         self._restore(conn, session.base)
 
-    def _restore(self, conn: Any, wanted: _Attributes) -> None:
+    def _restore(self, conn: Any, wanted: lease.Attributes) -> None:
         """Attributes as they were. No round trip unless transaction levels were set in autocommit."""
-        if (conn.autocommit, _levels(conn)) != (wanted.autocommit, wanted.levels):
-            if _levels(conn) != wanted.levels:
-                _Connection.set_session(conn, autocommit=False)
-                _Connection.set_session(conn, *("DEFAULT" if each is None else each for each in wanted.levels))
-            _set_autocommit(conn, wanted.autocommit)
-        _Connection.cursor_factory.__set__(conn, wanted.cursor_factory)
+        if (conn.autocommit, lease.levels(conn)) != (wanted.autocommit, wanted.levels):
+            if lease.levels(conn) != wanted.levels:
+                lease.PlainConnection.set_session(conn, autocommit=False)
+                lease.PlainConnection.set_session(
+                    conn, *("DEFAULT" if each is None else each for each in wanted.levels)
+                )
+            lease.set_autocommit(conn, wanted.autocommit)
+        lease.PlainConnection.cursor_factory.__set__(conn, wanted.cursor_factory)
         for now, then in ((conn.string_types, wanted.string_types), (conn.binary_types, wanted.binary_types)):
             now.clear()
             now.update(then)
-        if conn.notices:
-            conn.notices.clear()
-        if conn.notifies:
-            conn.notifies.clear()
+        for name in ("notices", "notifies"):
+            kept = getattr(wanted, name)  # the borrower may have put an object of his own in its place
+            getattr(lease.PlainConnection, name).__set__(conn, kept)
+            if hasattr(kept, "clear"):
+                kept.clear()
         conn._cenote.attributes = False
 
     def reset(self, conn: Any, touched: int, timeout_s: float) -> None:
@@ -507,16 +269,19 @@ class Psycopg2Driver:
         session.cancelling.release()
         if self.condition(conn) == BUSY:
             raise CannotReset("another thread is still using the connection")
-        with _Guard(conn, timeout_s, "reset"):
-            self._reset(conn, session, touched)
+        try:
+            with _Guard(conn, timeout_s, "reset"):
+                self._reset(conn, session, touched)
+        except TimeoutError as error:
+            raise CannotReset(str(error)) from error
         if self.condition(conn) != IDLE:
             raise CannotReset("the session is not idle after its reset")
         session.touched = 0
 
-    def _reset(self, conn: Any, session: _Session, touched: int) -> None:
+    def _reset(self, conn: Any, session: lease.Session, touched: int) -> None:
         if conn.status == extensions.STATUS_PREPARED:
             conn.tpc_rollback()
-        _Connection.rollback(conn)
+        lease.PlainConnection.rollback(conn)
         always = self._options.reset == "always"
         again = bool(touched) or always
         script = ["ROLLBACK"] if conn.get_transaction_status() != _STATUS_IDLE else []
@@ -529,18 +294,17 @@ class Psycopg2Driver:
         # After a reset of more than the transaction `configure` runs again, from where it began.
         wanted = session.born if again else session.base
         if conn.encoding != wanted.encoding:
-            _Connection.set_client_encoding(conn, wanted.encoding)
+            lease.PlainConnection.set_client_encoding(conn, wanted.encoding)
         self._restore(conn, wanted)
         if script:
-            _alone(conn, "; ".join(script))
-            if not conn.get_parameter_status("DateStyle").startswith("ISO"):
-                _alone(conn, "SET datestyle TO 'ISO'")  # psycopg2 reads no other; it set it when connecting
-            conn.notices.clear()
-            conn.notifies.clear()
+            lease.alone(conn, "; ".join(script))
+            if not (conn.get_parameter_status("DateStyle") or "ISO").startswith("ISO"):
+                lease.alone(conn, "SET datestyle TO 'ISO'")  # psycopg2 reads no other; it set it when connecting
+            self._restore(conn, wanted)  # what the server said to that
 
     def ping(self, conn: Any, timeout_s: float) -> None:
         with _Guard(conn, timeout_s, "ping"):
-            _alone(conn, "SELECT 1")
+            lease.alone(conn, "SELECT 1")
 
     def cancel(self, conn: Any) -> None:
         if not conn.closed:
@@ -551,15 +315,26 @@ class Psycopg2Driver:
     def close(self, conn: Any, handle: Any, timeout_s: float) -> None:
         if conn is None or conn.closed:
             return
-        last = socket.socket(fileno=os.dup(conn.fileno()))
+        deadline = monotonic() + timeout_s
+        last = os.dup(conn.fileno())
         if self.condition(conn) == BUSY:
-            # close() would wait for the query of the other thread. PQcancel has no timeout: in a thread.
-            canceller = threading.Thread(target=_quietly, args=(conn.cancel,), daemon=True)
-            canceller.start()
-            canceller.join(timeout_s / 2)
-            _shut(last)
-        _quietly(conn.close)
-        base.await_eof(last.detach(), timeout_s)
+            # Closing waits for the query of the other thread, and a cancel has no timeout.
+            closer = threading.Thread(target=_stop_and_close, args=(conn,), daemon=True)
+            closer.start()
+            closer.join(timeout_s / 2)
+            if closer.is_alive():
+                base.shut_socket(last)
+                closer.join(timeout_s / 4)
+        else:
+            conn.close()
+        base.await_eof(last, deadline - monotonic())
+
+    def cut(self, conn: Any) -> None:
+        if not conn.closed:
+            base.shut_socket(conn.fileno())
+
+    def closed_by_borrower(self, conn: Any) -> bool:
+        return bool(conn.closed == _CLOSED_BY_CALL)
 
     def disown(self, conn: Any) -> None:
         # psycopg2 sends nothing from a process that did not open the connection, but keeps the descriptor.
@@ -594,48 +369,17 @@ class Psycopg2Driver:
             conn.rollback()
 
     def execute(self, conn: Any, sql: Any, params: Any) -> int:
-        return int(_alone(conn, sql, params, conn.cursor(), _row_count))
+        return int(lease.alone(conn, sql, params, conn.cursor(), _row_count))
 
     def fetch_all(self, conn: Any, sql: Any, params: Any) -> list[Any]:
-        return _alone(conn, sql, params, conn.cursor(), _all) or []
+        return lease.alone(conn, sql, params, conn.cursor(), _all) or []
 
     def fetch_one(self, conn: Any, sql: Any, params: Any) -> Any:
-        return _alone(conn, sql, params, conn.cursor(), _one)
+        return lease.alone(conn, sql, params, conn.cursor(), _one)
 
     def fetch_value(self, conn: Any, sql: Any, params: Any) -> Any:
-        row = _alone(conn, sql, params, _WatchedCursor(conn), _one)
+        row = lease.alone(conn, sql, params, lease.WatchedCursor(conn), _one)
         return None if row is None else row[0]
-
-
-_STATUS_IDLE = extensions.TRANSACTION_STATUS_IDLE
-_STATUS_ACTIVE = extensions.TRANSACTION_STATUS_ACTIVE
-_STATUS_UNKNOWN = extensions.TRANSACTION_STATUS_UNKNOWN
-_set_autocommit = _Connection.autocommit.__set__  # of the class itself, which notes nothing
-
-
-def _alone(
-    conn: Any, sql: Any, params: Any = None, cursor: Any = None, result: Callable[[Any], Any] | None = None
-) -> Any:
-    """Run one statement outside a transaction, by `cursor` or by one that notes nothing."""
-    if cursor is None:
-        cursor = _Cursor(conn)
-    # In autocommit with transaction levels psycopg2 would turn them into settings, by a round trip each.
-    switch = not conn.autocommit and _levels(conn) == _LEVELS
-    if switch:
-        _set_autocommit(conn, True)
-    try:
-        cursor.execute(sql, params)
-        answer = result(cursor) if result is not None else None
-        if not switch and not conn.autocommit:
-            _Connection.commit(conn)
-        return answer
-    except BaseException:
-        if not switch and not conn.closed:
-            _Connection.rollback(conn)
-        raise
-    finally:
-        if switch and not conn.closed:
-            _set_autocommit(conn, False)
 
 
 def _row_count(cursor: Any) -> int:
@@ -650,15 +394,7 @@ def _one(cursor: Any) -> Any:
     return cursor.fetchone() if cursor.description is not None else None
 
 
-def _shut(sock: socket.socket) -> None:
-    try:
-        sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass
-
-
-def _quietly(act: Callable[[], Any]) -> None:
-    try:
-        act()
-    except Exception:
-        pass
+def _stop_and_close(conn: Any) -> None:
+    with suppress(psycopg2.Error):
+        conn.cancel()
+    conn.close()
