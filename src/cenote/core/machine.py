@@ -253,13 +253,17 @@ class Machine:
         self._lost(slot, now, reason, failure)
 
     def dial_needed(self, slot: Slot, now: float) -> bool:
-        """Asked right before a dial: is it still wanted? If not, the slot is gone. O(1)."""
-        needed = self.mode != CLOSED and (
-            slot.opened == "attempt"
-            or self.waiting.size >= self.connecting.size
-            or (self.mode == RUNNING and self.size - self.closing.size <= self.min_size)
+        """Asked right before a dial: is it still wanted, and allowed? If not, the slot is gone. O(1)."""
+        if slot.ring is not self.connecting:
+            raise ValueError(f"illegal move: the slot is {slot.state()}, not connecting")
+        running = self.mode == RUNNING
+        needed = self.size <= self.max_size and (
+            (running and slot.opened == "attempt")
+            or (self.mode != CLOSED and self.waiting.size >= self.connecting.size)
+            or (running and self.size - self.closing.size <= self.min_size)
         )
         if needed:
+            slot.epoch = self.epoch
             slot.since = now
             return True
         self._gone(slot, self.connecting)

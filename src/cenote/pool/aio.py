@@ -300,7 +300,7 @@ class AsyncPool(BasePool):
 
     async def _prove(self, conn: Any) -> None:
         if self._check is not None:
-            await _maybe(self._check(conn))
+            await _maybe(self._check(conn), base.CHECK_TIMEOUT_S)
         else:
             await self._driver.ping(conn, base.CHECK_TIMEOUT_S)
 
@@ -483,7 +483,7 @@ class AsyncPool(BasePool):
         try:
             conn = await self._driver.connect(self.options.connect_timeout)
             if self._configure is not None:
-                await _maybe(self._configure(conn))
+                await _maybe(self._configure(conn), self.options.connect_timeout)
             self._driver.settle(conn)
             handle = self._driver.handle(conn)
             link = Link(
@@ -500,7 +500,7 @@ class AsyncPool(BasePool):
                 raise
             return
         slot.data = link
-        self._dial_error = None
+        self._reached()
         self._input(machine.dialed, slot, self._now())
         self._tell("opened", slot.opened, self._now() - started)
 
@@ -532,10 +532,10 @@ class AsyncPool(BasePool):
             await self._driver.reset(conn, touched, base.RESET_TIMEOUT_S)
             if self._after_reset(touched):
                 assert self._configure is not None
-                await _maybe(self._configure(conn))
+                await _maybe(self._configure(conn), base.RESET_TIMEOUT_S)
                 self._driver.settle(conn)
             if self._reset_hook is not None:
-                await _maybe(self._reset_hook(conn))
+                await _maybe(self._reset_hook(conn), base.RESET_TIMEOUT_S)
                 if self._driver.condition(conn) != IDLE:
                     await self._driver.reset(conn, 0, base.RESET_TIMEOUT_S)
         except BaseException as error:
@@ -597,6 +597,11 @@ class _Connection:
         conn, self._conn = self._conn, None
         try:
             await self._pool._driver.leave(conn, kind is not None)
+        except Exception:
+            # The block's own error, or its cancellation, matters more than a roll-back that failed because of
+            # it; the connection's condition tells the pool all the same.
+            if kind is None:
+                raise
         finally:
             self._pool._give_back(conn)
 
@@ -629,12 +634,21 @@ class _Transaction:
                 await driver.commit(conn)
             else:
                 await driver.rollback(conn)
+        except Exception:
+            # The block's own error, or its cancellation, matters more than a roll-back that failed because of
+            # it; the connection's condition tells the pool all the same.
+            if kind is None:
+                raise
         finally:
             self._pool._give_back(conn)
 
 
-async def _maybe(result: Any) -> Any:
-    return await result if isawaitable(result) else result
+async def _maybe(result: Any, timeout_s: float) -> Any:
+    """What a hook returned, awaited if it was a coroutine function: for so long, because it occupies a slot."""
+    if not isawaitable(result):
+        return result
+    async with asyncio.timeout(timeout_s):
+        return await result
 
 
 _WORKS: dict[str, Callable[[AsyncPool, Slot], Coroutine[Any, Any, None]]] = {

@@ -30,7 +30,9 @@ CHECK_TIMEOUT_S = 5.0
 RESET_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 5.0
 REPORT_KEPT_S = 0.25  # a thousand callers that time out together share one look at the holders
+DIAL_TOLD_EVERY_S = 30.0
 
+_WARNED = frozenset(("leaked", "held_long", "cut", "dial_failed"))
 _numbers = itertools.count(1)
 
 
@@ -94,6 +96,7 @@ class BasePool:
         self._lent: dict[int, Link] = {}
         self._in_query_s = 0.0
         self._dial_error: BaseException | None = None
+        self._dial_told = -DIAL_TOLD_EVERY_S
         self._report: tuple[float, tuple[Holder, ...]] = (-1.0, ())
         self._warned_sites: set[str] = set()
         self._machine = self._new_machine()
@@ -134,15 +137,33 @@ class BasePool:
         error: BaseException | None = None,
     ) -> None:
         """Log an event and pass it to the listener. Never with the lock held."""
-        level = logging.WARNING if kind in ("leaked", "held_long", "cut", "dial_failed") else logging.DEBUG
+        level = logging.WARNING if kind in _WARNED else logging.DEBUG
+        if kind == "dial_failed":
+            # A server that is down fails a dial every second or two; once in a while is enough to say so.
+            now = self._now()
+            if now < self._dial_told + DIAL_TOLD_EVERY_S:
+                level = logging.DEBUG
+            else:
+                self._dial_told = now
         if logger.isEnabledFor(level):
-            text = " ".join(part for part in (kind, reason, detail, first_line(error) if error else "") if part)
+            text = " ".join(
+                part
+                for part in (kind, reason if reason != kind else "", detail, first_line(error) if error else "")
+                if part
+            )
             logger.log(level, 'pool "%s": %s', self.name, text)
         if self._listener is not None:
             try:
                 self._listener(Event(self.name, kind, reason, seconds, detail, error))
             except Exception:
                 logger.exception('pool "%s": the listener failed on %s', self.name, kind)
+
+    def _reached(self) -> None:
+        """A dial succeeded: what kept failing is over."""
+        if self._dial_error is not None:
+            self._dial_error = None
+            self._dial_told = -DIAL_TOLD_EVERY_S
+            logger.info('pool "%s": the server can be reached again', self.name)
 
     def _tell_leak(self, link: Link) -> None:
         message = f'pool "{self.name}": a connection was dropped without being released; acquired at {link.site()}'
@@ -271,10 +292,9 @@ class BasePool:
         :raises NotLeased: it is not on loan from this pool."""
         link = self._lent.pop(id(conn), None)
         if link is None:
-            raise errors.NotLeased(
-                f"{conn!r} is not on loan from this pool: it was released already, or it belongs to another pool",
-                pool=self.name,
-            )
+            mine = any(link.conn is conn for link in self._links())
+            why = "it was released already" if mine else "it is another pool's, or was released and closed already"
+            raise errors.NotLeased(f"{conn!r} is not on loan from this pool: {why}", pool=self.name)
         return link
 
     def _account(self, link: Link) -> None:

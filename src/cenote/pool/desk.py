@@ -195,6 +195,11 @@ class Block:
         self.conn = None
         try:
             desk._driver.leave(conn, kind is not None)
+        except Exception:
+            # The block's own error, or its cancellation, matters more than a roll-back that failed because of
+            # it; the connection's condition tells the pool all the same.
+            if kind is None:
+                raise
         finally:
             if not desk._take_back(conn):
                 desk._give_back(conn)

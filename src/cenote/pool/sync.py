@@ -474,7 +474,7 @@ class Pool(Desk, BasePool):
             self._input(machine.dial_failed, slot, self._now(), failure)
             return
         slot.data = link
-        self._dial_error = None
+        self._reached()
         self._input(machine.dialed, slot, self._now())
         self._tell("opened", slot.opened, self._now() - started)
 
@@ -605,6 +605,11 @@ class _Transaction:
                 driver.commit(conn)
             else:
                 driver.rollback(conn)
+        except Exception:
+            # The block's own error, or its cancellation, matters more than a roll-back that failed because of
+            # it; the connection's condition tells the pool all the same.
+            if kind is None:
+                raise
         finally:
             self._pool.release(conn)
 

@@ -36,6 +36,7 @@ class Session(base.Session):
     """
 
     __slots__ = (
+        "abandoned",
         "base_callbacks",
         "base_codecs",
         "base_touched",
@@ -45,6 +46,8 @@ class Session(base.Session):
         "forgotten",
         "last_socket",
         "named",
+        "on_end",
+        "opened",
         "protocol",
         "recoded",
         "transport",
@@ -54,6 +57,7 @@ class Session(base.Session):
         super().__init__()
         self.protocol = protocol
         self.transport = transport
+        self.opened = False  # dialed and ours; asyncpg terminates some before (target_session_attrs)
         self.last_socket: socket.socket | None = None  # a duplicate, when the borrower terminated it
         self.block: Any = None  # the Transaction of a `transaction()` block
         self.named: list[Any] = []  # statements prepared under the borrower's own names
@@ -64,12 +68,19 @@ class Session(base.Session):
         self.base_codecs: Codecs = {}
         self.base_callbacks = NO_CALLBACKS
         self.base_touched = 0
+        self.abandoned = False  # a query runs whose coroutine has gone
         self.by_borrower = False  # who closed it
+        self.on_end: asyncio.Future[None] | None = None  # wanted by who waits for the running query
 
     def executes(self, text: str) -> None:
         """Note a statement that is about to be sent."""
         self.touched |= classify(text).touches
         self.statements += 1
+
+    def query_ends(self) -> None:
+        super().query_ends()
+        if self.on_end is not None and not self.on_end.done():
+            self.on_end.set_result(None)
 
     async def timed(self, text: str, answer: Coroutine[Any, Any, Any]) -> Any:
         """Send a request by awaiting `answer`, and note how long it took and how it ended."""
@@ -78,7 +89,8 @@ class Session(base.Session):
         try:
             result = await answer
         except GeneratorExit:
-            raise  # thrown away in mid-flight: nobody reads the answer, so the connection stays BUSY
+            self.abandoned = True  # thrown away in mid-flight: nobody reads the answer, it stays BUSY
+            raise
         except asyncpg.PostgresError as error:
             self.sqlstate = error.sqlstate or ""
             self.query_ends()
@@ -185,7 +197,7 @@ def lease_class(parent: type[Any]) -> type[Any]:
         def _abort(self) -> None:
             # The server may live on after a terminate(): closing waits for its end on a second descriptor.
             session = self._cenote
-            if session.last_socket is None:
+            if session.opened and session.last_socket is None:
                 session.last_socket = session.duplicate()
             super()._abort()
             if session.last_socket is not None:

@@ -50,10 +50,13 @@ from psycopg.adapt import AdaptersMap
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.transaction import BaseTransaction
 
+has_cancel_safe = psycopg.capabilities.has_cancel_safe
+
 Waits = Generator[Any, Any, Any]  # of psycopg's kind: yields what it waits for, is sent what is ready
 
 INTERVAL_S = 0.1  # how often a wait wakes to look at its deadline
 CANCEL_TIMEOUT_S = 5.0
+CANCEL_AGAIN_S = 0.25  # doubles each time
 _WATCHED = frozenset(
     (
         "row_factory",
@@ -194,8 +197,9 @@ class Watched(BaseConnection[Any]):
         self._block = None
 
     @classmethod
-    def _connect_gen(cls, conninfo: str = "") -> Waits:
-        pgconn = yield from _dial(conninfo, dial_until.get())
+    def _connect_gen(cls, conninfo: str = "", *, timeout: float = math.inf) -> Waits:
+        # Up to psycopg 3.2 the time for one host is counted here, later by who waits.
+        pgconn = yield from _dial(conninfo, min(dial_until.get(), monotonic() + timeout))
         return cls(pgconn)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -397,16 +401,28 @@ def reset(conn: Any, touched: int, options: PoolOptions) -> Waits:
     conn._session.touched = 0
 
 
-def stop(pgconn: Any) -> Waits | None:
-    """A cancel request for what still runs on a connection that is about to be closed, None if nothing does.
+class Canceller:
+    """Asks the server to stop what runs on a connection that is being closed, again if need be.
 
-    Without it the server would work on, and keep its slot, until it looks at the socket again."""
-    if pgconn.transaction_status != pq.TransactionStatus.ACTIVE or not psycopg.capabilities.has_cancel_safe():
-        return None
-    request = pgconn.cancel_conn()
-    request.start()
-    gen: Waits = generators.cancel(request)
-    return gen
+    Without it the server would work on, and keep its slot, until it looks at the socket again. One request
+    may come too early, before the query has begun, and is then lost."""
+
+    def __init__(self, pgconn: Any) -> None:
+        running = pgconn.transaction_status == pq.TransactionStatus.ACTIVE
+        self._request = pgconn.cancel_conn() if running and has_cancel_safe() else None
+        self._sent = False
+
+    def __bool__(self) -> bool:
+        return self._request is not None
+
+    def send(self) -> Waits:
+        assert self._request is not None
+        if self._sent:
+            self._request.reset()
+        self._sent = True
+        self._request.start()
+        gen: Waits = generators.cancel(self._request)
+        return gen
 
 
 # -- what needs no network ----------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import inspect
 import os
 import ssl
 from collections.abc import Awaitable, Mapping
+from contextlib import suppress
 from typing import Any, cast
 
 from cenote.config import PoolOptions
@@ -87,7 +88,10 @@ class AsyncpgDriver:
     async def _dial(self, timeout_s: float) -> Any:
         args = {"timeout": timeout_s, **(await _ask(self._connect_args) or {})}
         parent = args.pop("connection_class", asyncpg.Connection)
-        return await asyncpg.connect(await _ask(self._dsn), connection_class=lease.lease_class(parent), **args)
+        dsn = await _ask(self._dsn)
+        conn = await asyncpg.connect(dsn, connection_class=lease.lease_class(parent), **args)
+        conn._cenote.opened = True
+        return conn
 
     def settle(self, conn: Any) -> None:
         """What `configure` has done is the base from here on."""
@@ -251,7 +255,9 @@ class AsyncpgDriver:
         try:
             try:
                 async with asyncio.timeout_at(deadline):
-                    # Cancels what runs, says Terminate and waits for the server's end.
+                    if conn is not None and session.query_since_s and not session.abandoned:
+                        await self._stop_query(conn, session, timeout_s / 2)
+                    # Says Terminate and waits for the server's end.
                     if conn is None:
                         await session.protocol.close(NO_TIMEOUT)
                     else:
@@ -264,6 +270,14 @@ class AsyncpgDriver:
             session.last_socket = None
             if last is not None:
                 last.close()
+
+    async def _stop_query(self, conn: Any, session: lease.Session, timeout_s: float) -> None:
+        """asyncpg's close would cancel it as well, and give whoever awaits the query a riddle for an error."""
+        session.on_end = asyncio.get_running_loop().create_future()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self.cancel(conn)
+                await session.on_end
 
     def cut(self, conn: Any) -> None:
         transport = conn._cenote.transport

@@ -4,6 +4,7 @@ Everything that does not wait, and what goes over the wire, is in `_psycopg`; he
 it. It refuses to wait without a deadline, except where the borrower's own statement runs.
 """
 
+import os
 from contextlib import suppress
 from time import monotonic
 from typing import Any
@@ -85,9 +86,16 @@ class PsycopgDriver(shared.Common):
     def reset(self, conn: Any, touched: int, timeout_s: float) -> None:
         deadline = monotonic() + timeout_s
         self._check_reset(conn)
-        if self.condition(conn) == base.BUSY:
-            conn.cancel_safe(timeout=timeout_s)
-            self._run(conn, shared.drain(conn.pgconn), deadline, "the cancel request")
+        pause_s = shared.CANCEL_AGAIN_S
+        while self.condition(conn) == base.BUSY:
+            conn.cancel_safe(timeout=max(0.01, deadline - monotonic()))
+            try:
+                soon = min(deadline, monotonic() + pause_s)
+                self._run(conn, shared.drain(conn.pgconn), soon, "the cancel request")
+            except psycopg.OperationalError:
+                if self.condition(conn) == base.BROKEN or monotonic() >= deadline:
+                    raise
+            pause_s *= 2
         self._run(conn, shared.reset(conn, touched, self._options), deadline, "the reset")
 
     def cancel(self, conn: Any) -> None:
@@ -96,13 +104,24 @@ class PsycopgDriver(shared.Common):
     def close(self, conn: Any, handle: Any, timeout_s: float) -> None:
         deadline = monotonic() + timeout_s
         pgconn = handle if handle is not None else conn.pgconn
-        stop = shared.stop(pgconn)
-        if stop is not None:
-            with suppress(psycopg.Error):
-                waiting.wait_conn(stop, shared.INTERVAL_S, timeout_s / 2)
+        canceller = shared.Canceller(pgconn)
         last = self._hang_up(conn, pgconn)
-        if last >= 0:
-            base.await_eof(last, deadline - monotonic())
+        if last < 0:
+            return
+        pause_s = shared.CANCEL_AGAIN_S
+        try:
+            while (left := deadline - monotonic()) > 0:
+                if canceller:
+                    with suppress(psycopg.Error):
+                        waiting.wait_conn(
+                            shared.until(canceller.send(), deadline, "the cancel request"), shared.INTERVAL_S
+                        )
+                    left = min(deadline - monotonic(), pause_s)
+                if base.await_eof(os.dup(last), left):
+                    return
+                pause_s *= 2
+        finally:
+            os.close(last)
 
     def leave(self, conn: Any, failed: bool) -> None:
         if self._has_work(conn, failed):

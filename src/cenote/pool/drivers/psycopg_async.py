@@ -8,6 +8,7 @@ waits for the answer (5 s at most, then it closes the connection); housekeeping 
 
 import asyncio
 import inspect
+import os
 from contextlib import suppress
 from time import monotonic
 from typing import Any
@@ -91,9 +92,16 @@ class AsyncPsycopgDriver(shared.Common):
     async def reset(self, conn: Any, touched: int, timeout_s: float) -> None:
         deadline = monotonic() + timeout_s
         self._check_reset(conn)
-        if self.condition(conn) == base.BUSY:
-            await conn.cancel_safe(timeout=timeout_s)
-            await self._run(conn, shared.drain(conn.pgconn), deadline, "the cancel request")
+        pause_s = shared.CANCEL_AGAIN_S
+        while self.condition(conn) == base.BUSY:
+            await conn.cancel_safe(timeout=max(0.01, deadline - monotonic()))
+            try:
+                soon = min(deadline, monotonic() + pause_s)
+                await self._run(conn, shared.drain(conn.pgconn), soon, "the cancel request")
+            except psycopg.OperationalError:
+                if self.condition(conn) == base.BROKEN or monotonic() >= deadline:
+                    raise
+            pause_s *= 2
         await self._run(conn, shared.reset(conn, touched, self._options), deadline, "the reset")
 
     async def cancel(self, conn: Any) -> None:
@@ -102,16 +110,24 @@ class AsyncPsycopgDriver(shared.Common):
     async def close(self, conn: Any, handle: Any, timeout_s: float) -> None:
         deadline = monotonic() + timeout_s
         pgconn = handle if handle is not None else conn.pgconn
-        last = -1
+        canceller = shared.Canceller(pgconn)
+        last = self._hang_up(conn, pgconn)
+        if last < 0:
+            return
+        pause_s = shared.CANCEL_AGAIN_S
         try:
-            stop = shared.stop(pgconn)
-            if stop is not None:
-                with suppress(psycopg.Error):
-                    await waiting.wait_conn_async(stop, shared.INTERVAL_S, timeout_s / 2)
+            while (left := deadline - monotonic()) > 0:
+                if canceller:
+                    with suppress(psycopg.Error):
+                        await waiting.wait_conn_async(
+                            shared.until(canceller.send(), deadline, "the cancel request"), shared.INTERVAL_S
+                        )
+                    left = min(deadline - monotonic(), pause_s)
+                if await base.await_eof_async(os.dup(last), left):
+                    return
+                pause_s *= 2
         finally:
-            last = self._hang_up(conn, pgconn)
-            if last >= 0:  # when cancelled this await ends at once and closes the descriptor
-                await base.await_eof_async(last, deadline - monotonic())
+            os.close(last)
 
     async def leave(self, conn: Any, failed: bool) -> None:
         if self._has_work(conn, failed):
