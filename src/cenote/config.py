@@ -4,6 +4,8 @@ options build on it. Nothing is repaired silently: a wrong value is a problem, a
 reported together.
 """
 
+from __future__ import annotations  # types stay text: the table reads them
+
 import difflib
 import math
 from collections.abc import Mapping
@@ -57,10 +59,10 @@ class Option:
 
     def range(self) -> str:
         """The allowed range in words."""
-        low = f"more than {self.low:g}" if self.above else f"{self.low:g}"
+        low = f"more than {self.low:,.15g}" if self.above else f"{self.low:,.15g}"
         if math.isinf(self.high):
             return low if self.above else f"{low} or more"
-        return f"{low} to {self.high:g}"
+        return f"{low} to {self.high:,.15g}"
 
 
 def _option(default: Any, text: str, **known: Any) -> Any:
@@ -136,7 +138,7 @@ class PoolOptions:
         none_means="nothing is run",
     )
 
-    def replaced(self, changes: Mapping[str, Any], *, pool: str = "") -> "PoolOptions":
+    def replaced(self, changes: Mapping[str, Any], *, pool: str = "") -> PoolOptions:
         """These options with `changes`, checked as a whole.
 
         :raises ConfigError: naming every problem, unknown names included.

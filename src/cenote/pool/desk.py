@@ -15,7 +15,6 @@ from typing import Any
 
 from cenote.core.machine import RUNNING, Machine
 from cenote.core.slot import Slot
-from cenote.pool.link import Link
 
 
 class Desk:
@@ -25,7 +24,7 @@ class Desk:
         self,
         machine: Machine,
         lock: Any,
-        lent: dict[int, Link],
+        lent: dict[int, Any],  # of Link, never None
         driver: Any,
         clock: Callable[[], float],
         rest_s: float,
@@ -101,7 +100,7 @@ class Desk:
     def _lend(self, scoped: bool) -> Any:
         """A connection, or None: go the long way."""
         machine = self._machine
-        slot = None
+        slot: Any = None
         try:
             now = self._now()
             self._take()

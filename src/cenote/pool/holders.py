@@ -123,7 +123,7 @@ def _task_stack(task: asyncio.Task[Any]) -> tuple[str, ...]:
     """From the task's outermost coroutine to what it awaits now."""
     if task.done():
         return ("(the task has ended)",)
-    lines = []
+    lines: list[str] = []
     awaited: Any = task.get_coro()
     while awaited is not None and len(lines) < 40:
         frame = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from cenote.config import PoolOptions
 from cenote.errors import ConfigError
@@ -23,8 +23,8 @@ def sync_driver(
     :raises ConfigError: no such driver, or a connection string it cannot read
     :raises MissingDependency: the driver is not installed
     """
-    if not isinstance(driver, str) and hasattr(driver, "condition"):
-        return driver
+    if hasattr(driver, "condition"):
+        return cast(Driver, driver)
     if callable(driver):
         from cenote.pool.drivers.dbapi import DbApiDriver
 
@@ -44,8 +44,8 @@ def async_driver(
     driver: str | AsyncDriver, dsn: Credentials, connect_args: ConnectArgs, options: PoolOptions, pool: str
 ) -> AsyncDriver:
     """The adapter for an asyncio driver given by name, or as an adapter of one's own. Raises as `sync_driver`."""
-    if not isinstance(driver, str) and hasattr(driver, "condition"):
-        return driver
+    if hasattr(driver, "condition"):
+        return cast(AsyncDriver, driver)
     if driver == "psycopg":
         from cenote.pool.drivers.psycopg_async import AsyncPsycopgDriver
 

@@ -1,0 +1,58 @@
+"""The verbs put together: what `cenote --help` shows. Each verb is in its own file; nothing is done here."""
+
+import platform
+from typing import Annotated
+
+import typer
+
+from cenote._build import is_compiled
+from cenote._version import VERSION
+from cenote.cli.demo import demo
+from cenote.cli.options import options
+
+_HELP = """A connection pool for PostgreSQL.
+
+Opening a connection costs a process on the server and several times a short query; the server refuses
+beyond max_connections. A pool opens a few connections, once, and lends them.
+
+In a program:
+
+    import cenote
+
+    pool = cenote.Pool("postgresql://...", max_size=10)
+
+    pool.fetch_value("SELECT 1")
+
+See what that changes, on a private server, in under a minute:
+
+    cenote demo
+"""
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo)
+app.command()(options)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        core = "compiled" if is_compiled() else "pure Python"
+        typer.echo(f"cenote {VERSION} (Python {platform.python_version()}, core: {core})")
+        raise typer.Exit
+
+
+@app.callback(help=_HELP)
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Version, Python, and how the core was built."
+        ),
+    ] = False,
+) -> None:
+    pass

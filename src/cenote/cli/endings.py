@@ -1,0 +1,33 @@
+"""How a verb ends when it cannot do what was asked: a message on standard error and an exit status.
+
+2: the caller asked for what cannot be (a value, a missing package). 1: it was tried and failed. 130: Ctrl-C.
+No traceback for what was foreseen; a bug still shows its own.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from cenote.errors import CenoteError, ConfigError, MissingDependency
+
+
+@contextmanager
+def plain_endings() -> Iterator[None]:
+    """Turn foreseen exceptions into messages and exit statuses."""
+    try:
+        yield
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"cenote: {problem}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except MissingDependency as error:
+        print(f"cenote: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except CenoteError as error:
+        print(f"cenote: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        print("cenote: interrupted", file=sys.stderr)
+        raise typer.Exit(130) from None

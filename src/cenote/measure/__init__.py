@@ -1,0 +1,1 @@
+"""Experiments on real servers: what connections cost, and what a pool saves."""
