@@ -1,6 +1,6 @@
 """Cenote: a connection pool for PostgreSQL, in the process and as a daemon, on one core."""
 
-from cenote._version import VERSION as __version__
+from cenote._version import __version__
 from cenote.errors import (
     AcquireRefused,
     AcquireTimeout,

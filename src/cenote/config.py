@@ -51,7 +51,9 @@ class Option:
         whole = kind.startswith("int")
         right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
         if not right or (isinstance(value, float) and math.isnan(value)):
-            return f"{name} = {value!r}: must be {'a whole number' if whole else 'a number'}{unit and ' of' + unit}"
+            return (
+                f"{name} = {value!r}: must be {'a whole number' if whole else 'a number'}{unit and ' of' + unit}"
+            )
         assert isinstance(value, (int, float))
         if value < self.low or value > self.high or (self.above and value == self.low):
             return f"{name} = {value!r}: allowed is {self.range()}{unit}"
@@ -83,9 +85,7 @@ class PoolOptions:
         high=100_000,
         reloadable=True,
     )
-    acquire_timeout: float = _option(
-        30.0, "how long an acquire may wait; 0 does not wait", unit="seconds", low=0
-    )
+    acquire_timeout: float = _option(30.0, "how long an acquire may wait; 0 does not wait", unit="seconds", low=0)
     max_waiting: int = _option(
         10_000, "callers that may stand in line; one more is refused at once", low=0, high=10_000_000
     )
@@ -121,7 +121,7 @@ class PoolOptions:
     )
     reset: str = _option(
         "auto",
-        "after a lease: auto resets only what was touched, always resets all, never sends nothing (behind a pooler)",
+        "after a lease: auto undoes only what was touched, always all, never nothing (behind a pooler)",
         choices=RESET_MODES,
     )
     leak_after: float | None = _option(

@@ -69,9 +69,7 @@ class AcquireTimeout(AcquireRefused, TimeoutError):
     code = "P2003"
     reason = "timeout"
 
-    def __init__(
-        self, message: str, *, pool: str = "", cause: str = "", holders: Sequence[object] = ()
-    ) -> None:
+    def __init__(self, message: str, *, pool: str = "", cause: str = "", holders: Sequence[object] = ()) -> None:
         self.cause = cause
         self.holders = tuple(holders)
         super().__init__(message, pool=pool)

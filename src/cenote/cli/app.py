@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cenote._build import is_compiled
-from cenote._version import VERSION
+from cenote._version import __version__
 from cenote.cli.demo import demo
 from cenote.cli.options import options
 
@@ -42,7 +42,7 @@ app.command()(options)
 def _version(asked: bool) -> None:
     if asked:
         core = "compiled" if is_compiled() else "pure Python"
-        typer.echo(f"cenote {VERSION} (Python {platform.python_version()}, core: {core})")
+        typer.echo(f"cenote {__version__} (Python {platform.python_version()}, core: {core})")
         raise typer.Exit
 
 

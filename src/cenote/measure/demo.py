@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from cenote._build import is_compiled
-from cenote._version import VERSION
+from cenote._version import __version__
 from cenote.config import Option
 from cenote.embedded import Postgres
 from cenote.embedded.install import VERSIONS
@@ -188,7 +188,7 @@ def run(setup: Setup, tell: Callable[[Moment], None] = lambda _: None) -> Result
     setup.check()
     direct, pool = (_run_side(way, setup, tell) for way in WAYS)
     machine: dict[str, str | int] = {
-        "cenote": VERSION,
+        "cenote": __version__,
         "core": "compiled" if is_compiled() else "pure Python",
         "python": platform.python_version(),
         "postgres": setup.postgres,

@@ -468,9 +468,7 @@ class AsyncPool(BasePool):
     def _leaked(self, link: Link) -> None:
         if link.slot.state() != "leased" or link.ref() is not None:
             return
-        # By identity: a new connection may live at the dropped one's address by now.
-        if self._lent.get(link.key) is link:
-            del self._lent[link.key]
+        self._forget(link)
         self._input(self._machine.release_broken, link.slot, self._now(), "leaked", "private")
         self._tell_leak(link)
 

@@ -297,6 +297,12 @@ class BasePool:
             raise errors.NotLeased(f"{conn!r} is not on loan from this pool: {why}", pool=self.name)
         return link
 
+    def _forget(self, link: Link) -> None:
+        """A dropped connection is no longer on loan. By identity: a new one may live at its address by now."""
+        key = link.key
+        if self._lent.get(key) is link:
+            del self._lent[key]
+
     def _account(self, link: Link) -> None:
         session = link.session
         if session.statements:

@@ -19,7 +19,6 @@ cdef class Desk:
     cdef _lend(self, bint scoped)
     @cython.locals(machine=Machine, slot=Slot, link=Link, now=double, effects=bint)
     cdef bint _take_back(self, object conn) except -1
-    @cython.locals(link=Link)
     cdef _drop(self, Slot slot)
 
 cdef class Block:

@@ -159,9 +159,9 @@ class Desk:
         return True
 
     def _drop(self, slot: Slot) -> None:
-        link = slot.data
-        if self._lent.get(link.key) is link:
-            del self._lent[link.key]
+        key = slot.data.key
+        if self._lent.get(key) is slot.data:
+            del self._lent[key]
         self._take()
         try:
             self._machine.release_broken(slot, self._now(), "broken", "private")

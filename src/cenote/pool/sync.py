@@ -538,9 +538,7 @@ class Pool(Desk, BasePool):
     def _keep_once(self, dropped: Link | None) -> float | None:
         """One turn of the keeper thread; how long to sleep, None when the pool has ended."""
         if dropped is not None and dropped.slot.state() == "leased" and dropped.ref() is None:
-            # By identity: a new connection may live at the dropped one's address by now.
-            if self._lent.get(dropped.key) is dropped:
-                del self._lent[dropped.key]
+            self._forget(dropped)
             _despite_filters(self._tell_leak, dropped)
             self._lost(dropped.slot, "leaked", "private")
         if self._machine.alarm <= self._now():

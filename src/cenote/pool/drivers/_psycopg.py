@@ -34,8 +34,6 @@ INTERVAL_S = 0.1  # how often a wait wakes to look at its deadline
 CANCEL_TIMEOUT_S = 5.0
 CANCEL_AGAIN_S = 0.25  # doubles each time
 
-has_cancel_safe = psycopg.capabilities.has_cancel_safe
-
 
 class NotPrimary(errors.ReadOnlySqlTransaction):
     """A connection opened with `target_session_attrs=read-write` or `primary` leads to a standby now."""
@@ -128,15 +126,19 @@ class Canceller:
     may come too early, before the query has begun, and is then lost."""
 
     def __init__(self, pgconn: Any) -> None:
-        running = pgconn.transaction_status == pq.TransactionStatus.ACTIVE
-        self._request = pgconn.cancel_conn() if running and has_cancel_safe() else None
+        self._request: Any = None
+        self.blocking: Any = None  # what libpq had before 17: a call without a timeout
         self._sent = False
+        if pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
+            if psycopg.capabilities.has_cancel_safe():
+                self._request = pgconn.cancel_conn()
+            else:
+                self.blocking = pgconn.get_cancel().cancel
 
     def __bool__(self) -> bool:
-        return self._request is not None
+        return self._request is not None or self.blocking is not None
 
     def send(self) -> Waits:
-        assert self._request is not None
         if self._sent:
             self._request.reset()
         self._sent = True

@@ -189,9 +189,9 @@ class Watched(BaseConnection[Any]):
             command = command.encode(self.pgconn._encoding)
         elif not isinstance(command, bytes):
             command = command.as_bytes(self)
-        if command == b"DEALLOCATE ALL":  # psycopg's own, after a rollback: it leaves nothing behind
+        if command.startswith(b"DEALLOCATE "):  # of its own prepared statements: that leaves nothing behind
             self._session.statements += 1
-            self._session.last_sql = "DEALLOCATE ALL"
+            self._session.last_sql = command.decode()
         else:
             _note(self._session, self.pgconn, command)
         return super()._exec_command(command, *args, **kwargs)

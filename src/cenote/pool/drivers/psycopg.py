@@ -113,9 +113,11 @@ class PsycopgDriver(shared.Common):
             while (left := deadline - monotonic()) > 0:
                 if canceller:
                     with suppress(psycopg.Error):
-                        waiting.wait_conn(
-                            shared.until(canceller.send(), deadline, "the cancel request"), shared.INTERVAL_S
-                        )
+                        if canceller.blocking is not None:
+                            canceller.blocking()
+                        else:
+                            stop = shared.until(canceller.send(), deadline, "the cancel request")
+                            waiting.wait_conn(stop, shared.INTERVAL_S)
                     left = min(deadline - monotonic(), pause_s)
                 if base.await_eof(os.dup(last), left):
                     return

@@ -118,10 +118,12 @@ class AsyncPsycopgDriver(shared.Common):
         try:
             while (left := deadline - monotonic()) > 0:
                 if canceller:
-                    with suppress(psycopg.Error):
-                        await waiting.wait_conn_async(
-                            shared.until(canceller.send(), deadline, "the cancel request"), shared.INTERVAL_S
-                        )
+                    with suppress(psycopg.Error, TimeoutError):
+                        if canceller.blocking is not None:
+                            await asyncio.wait_for(asyncio.to_thread(canceller.blocking), left)
+                        else:
+                            stop = shared.until(canceller.send(), deadline, "the cancel request")
+                            await waiting.wait_conn_async(stop, shared.INTERVAL_S)
                     left = min(deadline - monotonic(), pause_s)
                 if await base.await_eof_async(os.dup(last), left):
                     return
