@@ -21,7 +21,6 @@ class Agenda:
     def __init__(self) -> None:
         self.heap: list[tuple[float, int, Node]] = []
         self.ticket = 0
-        self.timed_slots = 0
 
     def add(self, when: float, node: Node) -> None:
         """Note that `node` is due at `when`. O(log n)."""
@@ -29,7 +28,6 @@ class Agenda:
         heappush(self.heap, (when, self.ticket, node))
         if isinstance(node, Slot):
             node.timed = True
-            self.timed_slots += 1
 
     def first(self) -> float:
         """When the earliest entry is due, dead or not; NEVER if there is none. O(1)."""
@@ -42,11 +40,13 @@ class Agenda:
         node = heappop(self.heap)[2]
         if isinstance(node, Slot):
             node.timed = False
-            self.timed_slots -= 1
         return node
 
-    def sweep(self, waiting: int) -> None:
-        """Drop the entries of waiters that are gone, if they are the majority. O(1) amortised."""
-        if len(self.heap) > 2 * (waiting + self.timed_slots) + SWEEP_FROM:
-            self.heap = [entry for entry in self.heap if isinstance(entry[2], Slot) or entry[2].ring is not None]
+    def sweep(self, alive: int) -> None:
+        """Drop the entries of waiters and slots that are gone, if they are the majority. O(1) amortised.
+
+        :param alive: waiters in line and slots, each of which has one entry at most
+        """
+        if len(self.heap) > 2 * alive + SWEEP_FROM:
+            self.heap = [entry for entry in self.heap if entry[2].ring is not None]
             heapify(self.heap)

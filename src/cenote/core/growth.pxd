@@ -3,6 +3,7 @@ cdef class Growth:
     cdef public double hold_s
     cdef public double dial_s
     cdef public long failures
+    cdef public bint suspect
     cdef public double retry_at
     cdef public double look_at
 

@@ -26,6 +26,7 @@ class Growth:
 
     hold_s, dial_s: moving averages of what a lease and a dial last; 0 until one was seen
     failures: dials that failed in a row; the destination counts as down while there are any
+    suspect: established connections say that the destination failed, and no dial has said otherwise yet
     look_at: when to ask again although nothing moved
     """
 
@@ -34,6 +35,7 @@ class Growth:
         self.hold_s = 0.0
         self.dial_s = 0.0
         self.failures = 0
+        self.suspect = False
         self.retry_at = -NEVER
         self.look_at = NEVER
 
@@ -43,6 +45,7 @@ class Growth:
     def dial_ended(self, took_s: float) -> None:
         self.dial_s = took_s if self.dial_s == 0.0 else self.dial_s + 0.3 * (took_s - self.dial_s)
         self.failures = 0
+        self.suspect = False
 
     def dial_failed(self, now: float) -> None:
         pause = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2.0 ** min(self.failures, 10))
@@ -51,7 +54,7 @@ class Growth:
 
     def gate(self) -> int:
         """How many dials may be under way at once."""
-        return 1 if self.failures else DIAL_GATE
+        return 1 if self.failures or self.suspect else DIAL_GATE
 
     def wanted(
         self, now: float, pending: int, room: int, missing: int, waiting: int, leased: int, newest: float

@@ -58,7 +58,6 @@ cdef class Machine:
 
     cpdef reset_done(self, Slot slot, double now)
     cpdef reset_failed(self, Slot slot, double now, str failure)
-    @cython.locals(idle_since=double)
     cpdef check_passed(self, Slot slot, double now, bint pinged)
     cpdef check_failed(self, Slot slot, double now, str reason, str failure)
     cpdef bint dial_needed(self, Slot slot, double now)
@@ -81,7 +80,7 @@ cdef class Machine:
     cdef _end_lease(self, Slot slot, double now)
     cdef _close(self, Slot slot, str reason)
     @cython.locals(waiter=Waiter)
-    cdef _place(self, Slot slot, double now)
+    cdef _place(self, Slot slot, double now, double unused_since)
     @cython.locals(chosen=Waiter, candidate=Waiter, passed=Waiter, looked=int)
     cdef Waiter _next_waiter(self, Slot slot, double now)
     @cython.locals(missing=long, newest=double, room=long, dials=long, asked=long, nth=long)

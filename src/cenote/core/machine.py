@@ -27,7 +27,7 @@ States. A slot's state is the ring it is in. While in this state ...
 
 | input                        | from        | to                                   | because                     |
 |------------------------------|-------------|--------------------------------------|-----------------------------|
-| acquire                      | IDLE        | LEASED                               | nobody waits                |
+| acquire                      | IDLE        | LEASED / CLOSING                     | nobody waits / too old      |
 | (ordered by growth)          | gone        | CONNECTING                           | waiters, warm minimum       |
 | dial_needed                  | CONNECTING  | gone                                 | the need has passed         |
 | dialed                       | CONNECTING  | LEASED, IDLE or CLOSING              | _place                      |
@@ -166,7 +166,8 @@ class Machine:
             self._refuse(waiter, self.mode)
         elif timeout <= 0:
             # What he needed may be there for the next one who asks.
-            if not self.connecting.size and self.size < self.max_size and self.growth.retry_at <= now:
+            room = self.mode == RUNNING and not self.connecting.size and self.size < self.max_size
+            if room and self.growth.retry_at <= now:
                 self._order("attempt", now)
             self._refuse(waiter, "timeout")
         elif self.waiting.size >= self.max_waiting and not again:
@@ -177,6 +178,7 @@ class Machine:
             else:
                 self.waiting.append(waiter)
             self.agenda.add(waiter.deadline, waiter)
+            self.agenda.sweep(self.waiting.size + self.size)
             self._arm(waiter.deadline)
             if self.codel_mode != "off" and self.codel_at == NEVER:
                 self.codel_at = now + INTERVAL_S
@@ -189,13 +191,13 @@ class Machine:
         if waiter.ring is not None:
             self.waiting.remove(waiter)
             self._count(self.refused_by, reason)
-            self.agenda.sweep(self.waiting.size)
+            self.agenda.sweep(self.waiting.size + self.size)
         elif waiter.slot is not None:
             slot = waiter.slot
             waiter.slot = None
             self.leased.remove(slot)
             self.holds.observe(now - slot.since)
-            self._place(slot, now)
+            self._place(slot, now, now)
 
     def accept(self, waiter: Waiter) -> Slot:
         """The granted borrower takes his lease; from here on he gives it back by `release`."""
@@ -208,7 +210,7 @@ class Machine:
     def release(self, slot: Slot, now: float) -> None:
         """A lease ends; the connection is in the state that `slot.settings` says. O(1)."""
         self._end_lease(slot, now)
-        self._place(slot, now)
+        self._place(slot, now, now)
 
     def release_touched(self, slot: Slot, now: float) -> None:
         """A lease ends; its session must be cleaned first. O(1)."""
@@ -229,7 +231,7 @@ class Machine:
         """The session is known again (and the server has just answered)."""
         self.resetting.remove(slot)
         slot.proved = now
-        self._place(slot, now)
+        self._place(slot, now, now)
 
     def reset_failed(self, slot: Slot, now: float, failure: str) -> None:
         self.resetting.remove(slot)
@@ -240,13 +242,7 @@ class Machine:
         self.checking.remove(slot)
         if pinged:
             slot.proved = now
-        idle_since = slot.since
-        self._place(slot, now)
-        if slot.ring is not None and slot.ring.name == "idle":
-            # Being looked at is not being used: it keeps its age and its place.
-            self.shelf.remove(slot)
-            slot.since = idle_since
-            self.shelf.put(slot)
+        self._place(slot, now, slot.since)  # being looked at is not being used: it keeps its age and its place
 
     def check_failed(self, slot: Slot, now: float, reason: str, failure: str) -> None:
         self.checking.remove(slot)
@@ -279,7 +275,7 @@ class Machine:
         slot.proved = now
         slot.jitter = self.random()
         slot.expires = now + self.max_lifetime * (1.0 - JITTER_LIFETIME * slot.jitter)
-        self._place(slot, now)
+        self._place(slot, now, now)
         self._grow(now)
 
     def dial_failed(self, slot: Slot, now: float, failure: str) -> None:
@@ -361,7 +357,7 @@ class Machine:
         if now >= self.drain_at:
             self.drain_at = NEVER
             self._refuse_all("draining")
-        self.agenda.sweep(self.waiting.size)
+        self.agenda.sweep(self.waiting.size + self.size)
         self._grow(now)
         self._arm(min(self.agenda.first(), self.codel_at, self.drain_at))
 
@@ -396,7 +392,7 @@ class Machine:
         self._count(self.closed_by, reason)
         self.effects.append((CLOSE, slot))
 
-    def _place(self, slot: Slot, now: float) -> None:
+    def _place(self, slot: Slot, now: float, unused_since: float) -> None:
         """A usable connection that nobody has: to a waiter, on the shelf, or closed."""
         if slot.epoch != self.epoch:
             self._close(slot, "stale")
@@ -414,7 +410,7 @@ class Machine:
                 self.effects.append((GRANT, waiter))
                 return
             if self.mode == RUNNING:
-                slot.since = now
+                slot.since = unused_since
                 self.shelf.put(slot)
                 if not slot.timed:
                     self._time(slot, now)
@@ -470,7 +466,7 @@ class Machine:
             self._arm(self.growth.look_at)
         asked = self.waiting.size - self.connecting.size
         for nth in range(dials):
-            self._order("probe" if self.growth.failures else "demand" if nth < asked else "minimum", now)
+            self._order("probe" if self.growth.gate() == 1 else "demand" if nth < asked else "minimum", now)
 
     # -- failures -------------------------------------------------------------------------------------------
 
@@ -484,6 +480,7 @@ class Machine:
         if slot.epoch != self.epoch:
             return
         if failure == DESTINATION or (failure == CONNECTION and now - self.last_fatal <= FATAL_WINDOW_S):
+            self.growth.suspect = True
             self._advance_epoch()
         elif failure == CONNECTION:
             self.last_fatal = now
@@ -527,11 +524,11 @@ class Machine:
 
     def _look_after(self, slot: Slot, now: float) -> None:
         """An idle slot's time has come: too old, idle for too long, to be checked, or not yet. O(log n)."""
-        alive = self.size - self.closing.size
+        opened = self.size - self.closing.size - self.connecting.size
         if now >= slot.expires:
             self.shelf.remove(slot)
             self._close(slot, "max_lifetime")
-        elif now - slot.since >= self.idle_timeout and alive > self.min_size:
+        elif now >= slot.since + self.idle_timeout and opened > self.min_size:
             self.shelf.remove(slot)
             self._close(slot, "idle_timeout")
         elif now >= self._check_due(slot):

@@ -72,7 +72,8 @@ class Ring:
     def remove(self, node: Node) -> None:
         """Take out, wherever it stands. O(1)."""
         if node.ring is not self:
-            raise ValueError(f"node is not in {self.name}")
+            where = "gone" if node.ring is None else node.ring.name
+            raise ValueError(f"illegal move: the node is {where}, not {self.name}")
         before = node.before
         after = node.after
         if before is None:

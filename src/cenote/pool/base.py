@@ -261,12 +261,15 @@ class BasePool:
         Only `with` blocks prove who holds a lease; one from `acquire()` may have been handed to somebody else.
         Called with the lock held, and only on the way into the line."""
         leases = self._leases()
-        mine = [link for link in leases if link.holder == me]
+        mine = [link for link in leases if link.scoped and link.holder == me and self._is_held(link)]
         if not mine:
             return None, ""
         most = self._machine.max_size
         if len(leases) >= most and all(
-            link.scoped and not link.session.query_since_s and (link.holder == me or waiting.get(link.holder, 0))
+            link.scoped
+            and not link.session.query_since_s
+            and (link.holder == me or waiting.get(link.holder, 0))
+            and self._is_held(link)
             for link in leases
         ):
             sites = "; ".join(sorted({link.site() for link in leases}))
@@ -283,6 +286,10 @@ class BasePool:
             f'pool "{self.name}": the holder of a connection acquired at {site} waits for a second one; '
             f"{most} of these at once would deadlock: pass the connection on, or raise max_size"
         )
+
+    def _is_held(self, link: Link) -> bool:
+        """Is the borrower still inside the `with` block that `link` was lent to?"""
+        return True
 
     # -- giving back --------------------------------------------------------------------------------------------
 

@@ -5,8 +5,7 @@ from cenote.pool.link cimport Link
 
 cdef class Desk:
     cdef public Machine _machine
-    cdef public object _take
-    cdef public object _let
+    cdef public object _gate
     cdef public dict _lent
     cdef public object _driver
     cdef public object _condition

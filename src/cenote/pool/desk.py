@@ -35,8 +35,8 @@ class Desk:
         :param plain: nothing has to be done to a connection that comes back clean
         """
         self._machine = machine
-        self._take = lock.acquire
-        self._let = lock.release
+        # Taken by `with` only: an interrupt between `lock.acquire()` and a `try` would leave it locked for ever.
+        self._gate = lock
         self._lent = lent
         self._driver = driver
         self._condition = driver.condition
@@ -103,14 +103,11 @@ class Desk:
         slot: Any = None
         try:
             now = self._now()
-            self._take()
-            try:
+            with self._gate:
                 best = machine.shelf.bare.last
                 if best is None or machine.effects or now - best.since >= self._rest_s or now >= best.expires:
                     return None
                 slot = machine.acquire(now, 0.0)
-            finally:
-                self._let()
             link = slot.data
             conn = link.lend(get_ident(), scoped)
             self._lent[link.key] = link
@@ -134,8 +131,7 @@ class Desk:
         effects = False
         now = self._now()
         try:
-            self._take()
-            try:
+            with self._gate:
                 if machine.waiting.size or machine.effects or machine.mode != RUNNING:
                     return False
                 if self._lent.pop(link.key, None) is not link:
@@ -146,10 +142,9 @@ class Desk:
                     self._in_query_s += session.in_query_s
                     session.in_query_s = 0.0
                     session.statements = 0
+                    session.sqlstate = ""
                 if machine.effects:
                     effects = True
-            finally:
-                self._let()
         except BaseException:
             if link.conn is conn and slot.ring is machine.leased:
                 self._drop(slot)
@@ -162,11 +157,8 @@ class Desk:
         key = slot.data.key
         if self._lent.get(key) is slot.data:
             del self._lent[key]
-        self._take()
-        try:
+        with self._gate:
             self._machine.release_broken(slot, self._now(), "broken", "private")
-        finally:
-            self._let()
         self._flush()
 
 

@@ -8,6 +8,7 @@ is due. A waiting caller sleeps on a lock of its own, which whoever releases a c
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import warnings
 import weakref
@@ -288,6 +289,16 @@ class Pool(Desk, BasePool):
                     self._waiting[get_ident()] -= 1
                     if not self._waiting[get_ident()]:
                         del self._waiting[get_ident()]
+
+    def _is_held(self, link: Link) -> bool:
+        """On its thread's stack is the frame with the `with` statement, beyond entering it. Frameworks run the
+        two ends of a block on whichever threads they have (a generator dependency, say): then it is not."""
+        frame = sys._current_frames().get(link.holder)
+        while frame is not None:
+            if frame.f_code is link.code and frame.f_lasti != link.offset:
+                return True
+            frame = frame.f_back
+        return False
 
     def _wait(self, waiter: Waiter, timeout: float) -> Slot:
         gate: Any = waiter.data
