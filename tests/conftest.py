@@ -8,11 +8,25 @@ import platform
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 import cenote
 from cenote import embedded
 from cenote.embedded.install import VERSIONS
 from cenote.testing.postgres import fresh_database
+
+# The same examples in every run; `--hypothesis-profile=long` looks further, elsewhere each time.
+settings.register_profile("fast", derandomize=True, database=None, deadline=None, print_blob=True)
+settings.register_profile(
+    "long", max_examples=3000, stateful_step_count=150, database=None, deadline=None, print_blob=True
+)
+settings.load_profile("fast")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--build", choices=["pure", "compiled"], help="fail unless this build of the hot modules is under test"
+    )
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -6,6 +6,7 @@ an anchor in docs/errors.md, and puts it at the end of its message. Errors of th
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class CenoteError(Exception):
@@ -17,6 +18,16 @@ class CenoteError(Exception):
         self.pool = pool
         where = f'pool "{pool}": ' if pool else ""
         super().__init__(f"{where}{message} [{self.code}]")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args), self.__dict__
+
+
+def _again(kind: type[CenoteError], args: tuple[Any, ...]) -> CenoteError:
+    """A pickled or copied error: its message is whole, `__init__` would add to it once more."""
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 class ConfigError(CenoteError, ValueError):

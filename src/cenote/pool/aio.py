@@ -269,7 +269,7 @@ class AsyncPool(BasePool):
             if waiter.slot is not None:
                 waiter.data.set_result(None)
             try:
-                deadlock, risk = self._nested(me, self._waiting)
+                deadlock, risk = self._nested(me, self._waiting.__contains__)
                 if deadlock is not None:
                     machine.abandon(waiter, self._now(), "deadlock")
                     self._tell("refused", "deadlock")
@@ -542,6 +542,7 @@ class AsyncPool(BasePool):
             if not isinstance(error, Exception):
                 raise
         else:
+            link.session.sqlstate = ""
             self._input(self._machine.reset_done, slot, self._now())
             self._tell("reset", "touched", detail=hex(touched))
 

@@ -254,7 +254,7 @@ class BasePool:
         """The leases that are out: a copy, because other threads lend and claim without the lock."""
         return list(self._lent.values())
 
-    def _nested(self, me: Any, waiting: Mapping[Any, int]) -> tuple[errors.NestedAcquireDeadlock | None, str]:
+    def _nested(self, me: Any, waits: Callable[[Any], bool]) -> tuple[errors.NestedAcquireDeadlock | None, str]:
         """`me` stands in line. Everybody who holds a lease waits too: the error to raise. `me` holds one himself:
         the warning to give, once per site.
 
@@ -268,7 +268,7 @@ class BasePool:
         if len(leases) >= most and all(
             link.scoped
             and not link.session.query_since_s
-            and (link.holder == me or waiting.get(link.holder, 0))
+            and (link.holder == me or waits(link.holder))
             and self._is_held(link)
             for link in leases
         ):

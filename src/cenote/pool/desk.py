@@ -124,8 +124,12 @@ class Desk:
         if link is None or not self._plain:
             return False
         session = link.session
-        if session.touched or session.attributes or self._condition(conn):
-            return False
+        try:
+            # The condition first: some adapters find out about changed attributes only there.
+            if self._condition(conn) or session.touched or session.attributes:
+                return False
+        except Exception:
+            return False  # the long way gives the lease back all the same
         machine = self._machine
         slot = link.slot
         effects = False

@@ -80,7 +80,6 @@ class Pool(Desk, BasePool):
         self._opened = False
         self._inbox: SimpleQueue[Link | None] = SimpleQueue()
         self._workers = Workers(self.name, min(self.options.max_size + 4, 64))
-        self._waiting: dict[int, int] = {}  # threads in line, for the detection of nested acquires
         self._keeper_sleeps_until = NEVER
         # A pool that is forgotten without close() must not leave its keeper asleep for long.
         weakref.finalize(self, self._inbox.put, None).atexit = False
@@ -261,11 +260,11 @@ class Pool(Desk, BasePool):
                     return got
                 deadlock, risk = None, ""
                 if isinstance(got, Waiter) and got.ring is not None:
-                    got.data = gate = threading.Lock()
+                    gate = threading.Lock()
                     gate.acquire()
                     me = get_ident()
-                    deadlock, risk = self._nested(me, self._waiting)
-                    self._waiting[me] = self._waiting.get(me, 0) + 1
+                    got.data = (gate, me)
+                    deadlock, risk = self._nested(me, self._is_in_line)
                 effects = self._effects()
             self._perform(effects)
             if isinstance(got, Slot):
@@ -283,12 +282,6 @@ class Pool(Desk, BasePool):
             elif got is not None:
                 self._input(machine.abandon, got, self._now())
             raise
-        finally:
-            if isinstance(got, Waiter) and got.data is not None:
-                with self._lock:
-                    self._waiting[get_ident()] -= 1
-                    if not self._waiting[get_ident()]:
-                        del self._waiting[get_ident()]
 
     def _is_held(self, link: Link) -> bool:
         """On its thread's stack is the frame with the `with` statement, beyond entering it. Frameworks run the
@@ -300,11 +293,16 @@ class Pool(Desk, BasePool):
             frame = frame.f_back
         return False
 
+    def _is_in_line(self, thread: int) -> bool:
+        """Read off the line itself: a count of one's own would have to be undone, and that can be interrupted.
+        Called with the lock held."""
+        return any(waiter.data is not None and waiter.data[1] == thread for waiter in self._machine.waiting)
+
     def _wait(self, waiter: Waiter, timeout: float) -> Slot:
-        gate: Any = waiter.data
+        line: Any = waiter.data
         while not waiter.refused:
             left = waiter.deadline - self._now()
-            if gate.acquire(timeout=min(max(left, 0.0), threading.TIMEOUT_MAX)):
+            if line[0].acquire(timeout=min(max(left, 0.0), threading.TIMEOUT_MAX)):
                 break
             self._tick()  # the deadline has come: the machine says so, and opens this gate
         if waiter.refused:
@@ -416,9 +414,9 @@ class Pool(Desk, BasePool):
     def _effects(self) -> list[tuple[str, Any]]:
         """Take what the machine wants done. Called with the lock held."""
         machine = self._machine
+        # Always another list: this one is read without the lock, while other threads add to the machine's.
         effects: list[tuple[str, Any]] = machine.effects
-        if effects:
-            machine.effects = []
+        machine.effects = []
         if machine.mode != RUNNING:
             self._changed.notify_all()
             if machine.mode == CLOSED:
@@ -430,7 +428,7 @@ class Pool(Desk, BasePool):
         for what, subject in effects:
             if what in (GRANT, REFUSE):
                 if subject.data is not None:
-                    subject.data.release()
+                    subject.data[0].release()
             elif what == WAKE:
                 if self._machine.alarm < self._keeper_sleeps_until:
                     self._inbox.put(None)
@@ -528,6 +526,7 @@ class Pool(Desk, BasePool):
             self._tell("reset", "reset_failed", error=error)
             self._input(self._machine.reset_failed, slot, self._now(), self._loss(error))
         else:
+            link.session.sqlstate = ""
             self._input(self._machine.reset_done, slot, self._now())
             self._tell("reset", "touched", detail=hex(touched))
 

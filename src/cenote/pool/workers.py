@@ -29,10 +29,17 @@ class Workers:
         self._threads = 0
         self._free = 0
         self._linger_s = LINGER_S
+        self._stopped = False
 
     def submit(self, work: Callable[[Any, Any], None], owner: Any, subject: Any) -> None:
         """Run `work(owner, subject)` on a thread, soon. `work` handles its own errors."""
         with self._lock:
+            if self._stopped:
+                # Those in the queue are told to end: one of them might take this for another's.
+                threading.Thread(
+                    target=self._do, args=(work, owner, subject), name=f"cenote-{self._name}-worker", daemon=True
+                ).start()
+                return
             # Tasks in the queue have each claimed a free thread; only an unclaimed one need not be started.
             self._free -= 1
             start = self._free < 0 and self._threads < self._most
@@ -48,6 +55,7 @@ class Workers:
         """Let the threads end once what is queued is done. Does not wait; a late task still gets a thread."""
         with self._lock:
             self._linger_s = 0.0
+            self._stopped = True
             for _ in range(self._threads):
                 self._tasks.put(None)
 
@@ -67,12 +75,14 @@ class Workers:
                     self._threads -= 1
                     self._free -= 1
                 return
-            work, owner, subject = task
-            try:
-                work(owner, subject)
-            except Exception:
-                logger.exception('pool "%s": a background task failed', self._name)
+            self._do(*task)
             # A thread that waits for its next task must not keep the pool alive.
-            del task, owner, subject
+            del task
             with self._lock:
                 self._free += 1
+
+    def _do(self, work: Callable[[Any, Any], None], owner: Any, subject: Any) -> None:
+        try:
+            work(owner, subject)
+        except Exception:
+            logger.exception('pool "%s": a background task failed', self._name)

@@ -13,6 +13,7 @@ from cenote.testing.driver import (
     ScriptedDriver,
     ScriptedError,
     ScriptedServer,
+    ServerSession,
 )
 from cenote.testing.interleave import Plan, Play, Report, ScheduleFailed, explore, replay
 
@@ -29,6 +30,7 @@ __all__ = [
     "ScriptedDriver",
     "ScriptedError",
     "ScriptedServer",
+    "ServerSession",
     "Stuck",
     "VirtualClock",
     "VirtualLoop",

@@ -137,17 +137,28 @@ class Call:
     at: float
 
 
+class ServerSession:
+    """The server's side of a connection. It does not keep the client's side alive: a dropped one is a leak.
+
+    last_word: SQLSTATE with which the server ended it, None while it has not
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.last_word: str | None = None
+
+
 class ScriptedServer:
     """What the connections of scripted drivers are connected to; several drivers may share one.
 
-    sessions: the connections the server has, by number, from its side: a leaked one stays here
+    sessions: what the server believes to be connected, by number: a connection nobody closed stays here
     most: how many it had at once
     misdelivered: answers that reached somebody else, as (connection, asked, got)
     inherited: borrowers that found the last one's session state, as (connection, what)
     """
 
     def __init__(self) -> None:
-        self.sessions: dict[int, ScriptedConnection] = {}
+        self.sessions: dict[int, ServerSession] = {}
         self.most = 0
         self.misdelivered: list[tuple[int, Any, Any]] = []
         self.inherited: list[tuple[int, tuple[str, ...]]] = []
@@ -155,13 +166,16 @@ class ScriptedServer:
 
     def kill(self, conn: ScriptedConnection, sqlstate: str = "57P01") -> None:
         """End one session, as `pg_terminate_backend` does. Its client notices when it looks or sends."""
-        conn.last_word = sqlstate
-        self.sessions.pop(conn.number, None)
+        self._end(conn.wire, sqlstate)
+
+    def _end(self, wire: ServerSession, sqlstate: str) -> None:
+        wire.last_word = sqlstate
+        self.sessions.pop(wire.number, None)
 
     def restart(self, sqlstate: str = "57P01") -> None:
         """End every session."""
-        for conn in list(self.sessions.values()):
-            self.kill(conn, sqlstate)
+        for wire in list(self.sessions.values()):
+            self._end(wire, sqlstate)
 
     def assert_honest(self) -> None:
         """Raise AssertionError if an answer or session state reached the wrong borrower."""
@@ -173,7 +187,7 @@ class ScriptedConnection:
     """A connection of `ScriptedDriver`.
 
     number: from 1, in the order they were opened
-    last_word: SQLSTATE with which the server ended the session, None while it has not
+    wire: the server's side
     unread: marks of queries whose answers were not read
     residue: statements that left session state behind
     """
@@ -182,7 +196,7 @@ class ScriptedConnection:
         self._driver = driver
         self.number = number
         self.session = Session()
-        self.last_word: str | None = None
+        self.wire = ServerSession(number)
         self.closed = False
         self.closed_by_borrower = False
         self.broken = False
@@ -325,17 +339,17 @@ class _Scripted:
         return got
 
     def _alive(self, conn: ScriptedConnection) -> None:
-        if conn.last_word is not None and not conn.broken:
+        if conn.wire.last_word is not None and not conn.broken:
             conn.broken = True
-            conn.session.sqlstate = conn.last_word
-            raise ScriptedError("the server closed the connection", conn.last_word)
+            conn.session.sqlstate = conn.wire.last_word
+            raise ScriptedError("the server closed the connection", conn.wire.last_word)
         if conn.closed or conn.broken:
             raise ScriptedError("the connection is closed")
 
     def _dialed(self) -> ScriptedConnection:
         server = self.server
         conn = self._connection_class(self, next(server._numbers))
-        server.sessions[conn.number] = conn
+        server.sessions[conn.number] = conn.wire
         server.most = max(server.most, len(server.sessions))
         return conn
 
@@ -401,7 +415,7 @@ class _Scripted:
         return conn.condition()
 
     def peek(self, conn: ScriptedConnection) -> str | None:
-        return "" if conn.closed or conn.broken else conn.last_word
+        return "" if conn.closed or conn.broken else conn.wire.last_word
 
     def tidy(self, conn: ScriptedConnection) -> None:
         conn.session.attributes = False

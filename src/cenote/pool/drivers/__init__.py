@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 from cenote.config import PoolOptions
@@ -25,18 +26,19 @@ def sync_driver(
     """
     if hasattr(driver, "condition"):
         return cast(Driver, driver)
-    if callable(driver):
-        from cenote.pool.drivers.dbapi import DbApiDriver
+    with _naming(pool):
+        if callable(driver):
+            from cenote.pool.drivers.dbapi import DbApiDriver
 
-        return DbApiDriver(driver, dsn, connect_args, options)
-    if driver == "psycopg":
-        from cenote.pool.drivers.psycopg import PsycopgDriver
+            return DbApiDriver(driver, dsn, connect_args, options)
+        if driver == "psycopg":
+            from cenote.pool.drivers.psycopg import PsycopgDriver
 
-        return PsycopgDriver(dsn, connect_args, options)
-    if driver == "psycopg2":
-        from cenote.pool.drivers.psycopg2 import Psycopg2Driver
+            return PsycopgDriver(dsn, connect_args, options)
+        if driver == "psycopg2":
+            from cenote.pool.drivers.psycopg2 import Psycopg2Driver
 
-        return Psycopg2Driver(dsn, connect_args, options)
+            return Psycopg2Driver(dsn, connect_args, options)
     raise _unknown(driver, ("psycopg", "psycopg2"), "or give a DB-API connect callable", pool)
 
 
@@ -46,15 +48,25 @@ def async_driver(
     """The adapter for an asyncio driver given by name, or as an adapter of one's own. Raises as `sync_driver`."""
     if hasattr(driver, "condition"):
         return cast(AsyncDriver, driver)
-    if driver == "psycopg":
-        from cenote.pool.drivers.psycopg_async import AsyncPsycopgDriver
+    with _naming(pool):
+        if driver == "psycopg":
+            from cenote.pool.drivers.psycopg_async import AsyncPsycopgDriver
 
-        return AsyncPsycopgDriver(dsn, connect_args, options)
-    if driver == "asyncpg":
-        from cenote.pool.drivers.asyncpg import AsyncpgDriver
+            return AsyncPsycopgDriver(dsn, connect_args, options)
+        if driver == "asyncpg":
+            from cenote.pool.drivers.asyncpg import AsyncpgDriver
 
-        return AsyncpgDriver(dsn, connect_args, options)
+            return AsyncpgDriver(dsn, connect_args, options)
     raise _unknown(driver, ("psycopg", "asyncpg"), "an AsyncPool needs an asyncio driver", pool)
+
+
+@contextmanager
+def _naming(pool: str) -> Iterator[None]:
+    """An adapter does not know its pool's name; the error shall."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(error.problems, pool=pool) from None
 
 
 def _unknown(driver: object, known: tuple[str, ...], more: str, pool: str) -> ConfigError:

@@ -192,7 +192,8 @@ class Common:
             words = {key: value for key, value in kwargs.items() if key not in own}
             params = conninfo_to_dict(make_conninfo(conninfo, **words))
         except psycopg.Error as error:
-            raise ConfigError([f"psycopg cannot use this dsn or connect_args: {str(error).strip()}"]) from None
+            said = base.without_values(error, conninfo)
+            raise ConfigError([f"psycopg cannot use this dsn or connect_args: {said}"]) from None
         if "connect_timeout" not in params:
             hosts = 1 + str(params.get("hostaddr") or params.get("host") or "").count(",")
             kwargs["connect_timeout"] = max(2, math.ceil(timeout_s / hosts))

@@ -199,7 +199,7 @@ def lease_class(parent: Any) -> Any:
 
         def reset(self) -> None:
             self._cenote.attributes = True
-            self._cenote.touched |= touch.SETTINGS | touch.ROLE  # init_query is undone as well
+            self._cenote.touched |= touch.DISCARDED  # it sends DISCARD ALL, which undoes init_query as well
             with self._cenote.timed():
                 super().reset()
 
@@ -295,6 +295,8 @@ def _class_of(cursor: Any) -> Any:
 
 
 def _text(cursor: Any, query: Any) -> Any:
+    if type(query) is str:
+        return query
     return query.as_string(cursor) if isinstance(query, Composable) else query
 
 
@@ -308,10 +310,10 @@ def _shown(cursor: Any, query: Any, vars: Any) -> str:
 
 
 def _only_literals(vars: Any) -> bool:
-    if isinstance(vars, Mapping):
+    if not isinstance(vars, (tuple, list)):  # first: a check against Mapping, an abstract class, is slow
+        if not isinstance(vars, Mapping):
+            return False
         vars = vars.values()
-    elif not isinstance(vars, (tuple, list)):
-        return False
     for value in vars:
         kind = type(value)
         if kind not in _LITERALS and not (

@@ -273,11 +273,14 @@ class AsyncpgDriver:
 
     async def _stop_query(self, conn: Any, session: lease.Session, timeout_s: float) -> None:
         """asyncpg's close would cancel it as well, and give whoever awaits the query a riddle for an error."""
-        session.on_end = asyncio.get_running_loop().create_future()
+        session.on_end = ended = asyncio.get_running_loop().create_future()
+        pause_s = 0.01
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                await self.cancel(conn)
-                await session.on_end
+                while not ended.done():
+                    await self.cancel(conn)  # again and again: what arrives before the query is sent is nothing
+                    await asyncio.wait({ended}, timeout=pause_s)
+                    pause_s *= 2
 
     def cut(self, conn: Any) -> None:
         transport = conn._cenote.transport
@@ -366,4 +369,5 @@ def _validate(dsn: Any, connect_args: Mapping[str, Any]) -> None:
         wanted = inspect.signature(parse).parameters
         parse(**{name: given.arguments[name] for name in wanted})
     except (TypeError, ValueError, asyncpg.InterfaceError, OSError) as error:
-        raise ConfigError([f"asyncpg cannot use this DSN or connect_args: {error}"]) from error
+        said = base.without_values(error, dsn)
+        raise ConfigError([f"asyncpg cannot use this DSN or connect_args: {said}"]) from None

@@ -7,6 +7,7 @@ No adapter takes a lock of the pool or knows of other connections.
 """
 
 import asyncio
+import re
 import select
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -317,6 +318,18 @@ async def await_eof_async(descriptor: int, timeout_s: float) -> bool:
         except OSError:
             pass
         return True
+
+
+def without_values(said: BaseException, dsn: Any) -> str:
+    """What an error says about a connection string, without what it quotes from there but for the names of
+    parameters: it may be a password."""
+    text = str(dsn)
+
+    def shown(quoted: re.Match[str]) -> str:
+        part = quoted[2]
+        return quoted[0] if len(part) == 1 or part not in text or f"{part}=" in text else "..."
+
+    return re.sub(r"""(["'])(.+?)\1""", shown, str(said).strip())
 
 
 def row_count(status: str | Sequence[Any]) -> int:

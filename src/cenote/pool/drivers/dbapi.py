@@ -147,8 +147,8 @@ class DbApiDriver:
         if _is_closed(conn):
             return BROKEN
         session = self._sessions[id(conn)]
-        session.attributes = any(getattr(conn, name) is not value for name, value in session.attributes_base)
         try:
+            session.attributes = any(getattr(conn, name) is not value for name, value in session.attributes_base)
             in_transaction = conn.in_transaction
         except AttributeError:
             return IN_TRANSACTION  # it cannot be told: roll back

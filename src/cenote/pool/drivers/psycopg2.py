@@ -161,7 +161,8 @@ class Psycopg2Driver:
         try:
             known = extensions.parse_dsn(extensions.make_dsn(dsn, **texts)) if dsn or texts else {}
         except (psycopg2.Error, TypeError) as error:
-            problems.append(f"psycopg2 cannot use this DSN or connect_args: {str(error).strip()}")
+            said = base.without_values(error, dsn)
+            problems.append(f"psycopg2 cannot use this DSN or connect_args: {said}")
         if problems:
             raise ConfigError(problems)
         if "connect_timeout" not in known:
@@ -279,9 +280,10 @@ class Psycopg2Driver:
         session.touched = 0
 
     def _reset(self, conn: Any, session: lease.Session, touched: int) -> None:
-        if conn.status == extensions.STATUS_PREPARED:
+        try:
+            lease.PlainConnection.rollback(conn)
+        except psycopg2.ProgrammingError:  # "cannot be used during a two-phase transaction"
             conn.tpc_rollback()
-        lease.PlainConnection.rollback(conn)
         always = self._options.reset == "always"
         again = bool(touched) or always
         script = ["ROLLBACK"] if conn.get_transaction_status() != _STATUS_IDLE else []
@@ -319,15 +321,27 @@ class Psycopg2Driver:
         last = os.dup(conn.fileno())
         if self.condition(conn) == BUSY:
             # Closing waits for the query of the other thread, and a cancel has no timeout.
-            closer = threading.Thread(target=_stop_and_close, args=(conn,), daemon=True)
+            too_late = threading.Event()
+            closer = threading.Thread(target=self._stop_and_close, args=(conn, too_late), daemon=True)
             closer.start()
             closer.join(timeout_s / 2)
+            too_late.set()
             if closer.is_alive():
                 base.shut_socket(last)
                 closer.join(timeout_s / 4)
         else:
             conn.close()
         base.await_eof(last, deadline - monotonic())
+
+    def _stop_and_close(self, conn: Any, too_late: threading.Event) -> None:
+        pause_s = 0.01
+        while self.condition(conn) == BUSY:
+            with suppress(psycopg2.Error):
+                conn.cancel()  # again and again: what arrives before the query is sent is nothing
+            if too_late.wait(pause_s):
+                break
+            pause_s *= 2
+        conn.close()
 
     def cut(self, conn: Any) -> None:
         if not conn.closed:
@@ -392,9 +406,3 @@ def _all(cursor: Any) -> Any:
 
 def _one(cursor: Any) -> Any:
     return cursor.fetchone() if cursor.description is not None else None
-
-
-def _stop_and_close(conn: Any) -> None:
-    with suppress(psycopg2.Error):
-        conn.cancel()
-    conn.close()

@@ -1,0 +1,81 @@
+"""Compiled or not, one source: the rules for hot modules, and which build is under test."""
+
+import ast
+import importlib
+import importlib.machinery
+from pathlib import Path
+
+import pytest
+
+from cenote.core import machine
+
+SOURCE = Path(__file__).parents[2] / "src"
+HOT = sorted(path for path in SOURCE.rglob("*.pxd") if path.name != "__init__.pxd")
+EXTENSIONS = tuple(importlib.machinery.EXTENSION_SUFFIXES)
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+
+
+def test_the_machine_is_hot() -> None:
+    assert SOURCE / "cenote" / "core" / "machine.pxd" in HOT
+
+
+@pytest.mark.parametrize("path", HOT, ids=module_name)
+def test_each_file_of_c_types_lies_beside_its_source(path: Path) -> None:
+    assert path.with_suffix(".py").is_file()
+
+
+def test_there_is_no_second_implementation() -> None:
+    assert [*SOURCE.rglob("*.pyx"), *SOURCE.rglob("*.pxi")] == []
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=module_name)
+def test_the_source_does_not_know_of_the_compiler(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            assert not [alias for alias in node.names if alias.name.split(".")[0].lower() == "cython"]
+        elif isinstance(node, ast.ImportFrom):
+            assert (node.module or "").split(".")[0].lower() != "cython"
+
+
+def attributes_set(cls: ast.ClassDef) -> set[str]:
+    return {
+        target.attr
+        for node in ast.walk(cls)
+        if isinstance(node, (ast.Assign, ast.AnnAssign))
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == "self"
+    }
+
+
+@pytest.mark.parametrize("path", HOT, ids=module_name)
+def test_each_attribute_of_a_hot_class_is_declared(path: Path) -> None:
+    """An attribute that only one of the two files knows fails in one build and not in the other."""
+    declared: dict[str, set[str]] = {}
+    for line in path.read_text().splitlines():
+        words = line.split("#")[0].split()
+        if words[:2] == ["cdef", "class"]:
+            name = words[2].split("(")[0].rstrip(":")
+            declared[name] = set()
+        elif words[:1] == ["cdef"] and "(" not in line and line.startswith(" "):
+            declared[name] |= {word.strip(",") for word in words[1:] if word not in ("public", "readonly")} - {""}
+    source = ast.parse(path.with_suffix(".py").read_text())
+    classes = {node.name: node for node in ast.walk(source) if isinstance(node, ast.ClassDef)}
+    for name, words_of in declared.items():
+        used = attributes_set(classes[name])
+        assert used <= words_of, f"{name}: not declared in the .pxd"
+
+
+def test_the_build_under_test_is_the_one_that_was_asked_for(request: pytest.FixtureRequest) -> None:
+    """`--build=pure` and `--build=compiled` say which; without the option it is enough that it is not mixed."""
+    asked = request.config.getoption("--build")
+    files = {module_name(path): str(importlib.import_module(module_name(path)).__file__) for path in HOT}
+    compiled = {name for name, file in files.items() if file.endswith(EXTENSIONS)}
+    if asked == "pure":
+        assert str(machine.__file__).endswith(".py")
+    if asked == "compiled" or (asked is None and compiled):
+        assert compiled == set(files)
+    else:
+        assert compiled == set()
