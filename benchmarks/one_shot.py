@@ -3,7 +3,7 @@
 All run in autocommit, so that each costs one round trip; asyncpg.Pool adds its reset query. The statement is the
 cheapest there is: with a real one every ratio is nearer to 1. CPU is this process's own, and steadier than the
 time, which has the server and its scheduling in it. It refuses to measure the server: each contestant asks the
-same one from the same thread. Client and server have a processor each (`Run.apart` says why), and connections are
+same one from the same thread. Client and server share one processor (`Run.together` says why), and connections are
 opened anew a few times on the way.
 """
 
@@ -36,7 +36,7 @@ ASYNC_GROUPS = (
 
 
 def run(run: Run) -> None:
-    with run.apart():
+    with run.together():
         _run(run)
 
 

@@ -28,7 +28,7 @@ BLOCKS = tuple(name for name in who.POOLS if name != who.PSYCOPG2_POOL)
 
 
 def run(run: Run) -> None:
-    with run.apart():
+    with run.together():
         _run(run)
 
 

@@ -25,6 +25,9 @@ settings.load_profile("fast")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
+        "--chaos-seconds", type=float, default=2.0, help="how long each test of tests/chaos goes on at least"
+    )
+    parser.addoption(
         "--build", choices=["pure", "compiled"], help="fail unless this build of the hot modules is under test"
     )
 

@@ -22,6 +22,7 @@ import pytest
 import cenote
 from cenote import embedded
 from cenote.pool.stats import PoolStats
+from cenote.testing.postgres import wait_until
 
 DEADLINE_S = 15.0
 CALLERS = 128  # calls of a blocking pool that may be under way at once
@@ -79,7 +80,10 @@ class Admin:
 
     def kill(self, *pids: int) -> None:
         """Terminate these backends and wait until they have gone."""
-        self.rows("SELECT pg_terminate_backend(pid, 10000) FROM unnest(%s::int[]) AS pid", (list(pids),))
+        self.rows("SELECT pg_terminate_backend(pid) FROM unnest(%s::int[]) AS pid", (list(pids),))
+        # Not by its second parameter, which looks only every tenth of a second.
+        left = "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY (%s)"
+        wait_until(lambda: self.value(left, (list(pids),)) == 0, what="the backends to be gone")
 
 
 class Kit:

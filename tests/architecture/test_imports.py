@@ -116,9 +116,9 @@ def loaded_by(module: str) -> dict[str, str]:
     """Top-level names of everything in `sys.modules` after importing `module`, with their files."""
     code = (
         "import json, sys\n"
-        "before = set(sys.modules)\n"
+        "old = set(sys.modules)\n"
         f"import {module}\n"
-        "print(json.dumps({n: getattr(m, '__file__', None) or '' for n, m in sys.modules.items() if n not in before}))"
+        "print(json.dumps({n: getattr(m, '__file__', '') or '' for n, m in sys.modules.items() if n not in old}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)

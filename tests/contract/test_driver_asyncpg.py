@@ -27,7 +27,7 @@ from cenote.pool.drivers.base import BROKEN, BUSY, IDLE, IN_TRANSACTION, CannotR
 from cenote.reasons import Failure
 from cenote.sql import touch
 from cenote.sql.classify import classify
-from cenote.testing.postgres import backends, terminate
+from cenote.testing.postgres import backends, fresh_database, terminate
 
 Steps = Callable[[Any, Any], Awaitable[None]]
 
@@ -62,6 +62,20 @@ async def until(condition: Callable[[], object]) -> None:
 
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture(scope="module")
+def database(pg18: embedded.Postgres) -> Iterator[str]:
+    """One database for this file: a test leaves nothing in it that another could stumble over."""
+    with fresh_database(pg18) as name:
+        yield pg18.dsn_for(database=name)
+
+
+@pytest.fixture(scope="module")
+def each_database(pg: embedded.Postgres) -> Iterator[str]:
+    """The same on each version in turn."""
+    with fresh_database(pg) as name:
+        yield pg.dsn_for(database=name)
 
 
 @pytest.fixture
@@ -320,7 +334,8 @@ def test_asyncpgs_own_statement_cache_survives_a_reset(wire: WireRecorder) -> No
 def test_reset_always_resets_what_nobody_saw_and_never_only_rolls_back(database: str) -> None:
     async def hide(conn: Any) -> None:
         await conn.execute(
-            "CREATE FUNCTION hide() RETURNS void LANGUAGE sql AS $$ SELECT set_config('work_mem', '7MB', false) $$"
+            "CREATE OR REPLACE FUNCTION hide() RETURNS text LANGUAGE sql"
+            " AS $$ SELECT set_config('work_mem', '7MB', false) $$"
         )
         await conn.execute("SELECT hide()")
 
@@ -328,7 +343,6 @@ def test_reset_always_resets_what_nobody_saw_and_never_only_rolls_back(database:
         await hide(conn)
         await driver.reset(conn, 0, 5)
         assert await conn.fetchval("SHOW work_mem") == "4MB"
-        await conn.execute("DROP FUNCTION hide()")
 
     async def never(driver: AsyncpgDriver, conn: Any) -> None:
         await hide(conn)
@@ -812,7 +826,7 @@ def test_one_statement_is_one_round_trip_once_prepared(wire: WireRecorder) -> No
 
 def test_a_transaction_block_is_asyncpgs_own_so_that_savepoints_nest(database: str) -> None:
     async def steps(driver: AsyncpgDriver, conn: Any) -> None:
-        await conn.execute("CREATE TABLE t (n int)")
+        await conn.execute("CREATE TEMP TABLE t (n int)")
         await driver.begin(conn)
         await conn.execute("INSERT INTO t VALUES (1)")
         with suppress(ZeroDivisionError):

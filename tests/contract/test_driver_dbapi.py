@@ -13,14 +13,22 @@ import psycopg2
 import pytest
 from psycopg2.extras import RealDictCursor
 
+from cenote import embedded
 from cenote.config import PoolOptions
 from cenote.errors import ConfigError
 from cenote.pool.drivers.base import BROKEN, IDLE, IN_TRANSACTION
 from cenote.pool.drivers.dbapi import DbApiDriver
 from cenote.reasons import Failure
-from cenote.testing.postgres import terminate, wait_until
+from cenote.testing.postgres import fresh_database, terminate, wait_until
 
 UNBOUND = {"check_same_thread": False}
+
+
+@pytest.fixture(scope="module")
+def database(pg18: embedded.Postgres) -> Iterator[str]:
+    """One database for this file: a test leaves nothing in it that another could stumble over."""
+    with fresh_database(pg18) as name:
+        yield pg18.dsn_for(database=name)
 
 
 @pytest.fixture

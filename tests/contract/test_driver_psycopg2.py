@@ -26,7 +26,7 @@ from cenote.pool.drivers.psycopg2 import Psycopg2Driver
 from cenote.reasons import Failure
 from cenote.sql import touch
 from cenote.sql.classify import classify
-from cenote.testing.postgres import backends, terminate, wait_until
+from cenote.testing.postgres import backends, fresh_database, terminate, wait_until
 
 
 @contextmanager
@@ -66,6 +66,20 @@ def sleeping(driver: Psycopg2Driver, conn: Any) -> Iterator[list[BaseException]]
     finally:
         thread.join(10)
         assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def database(pg18: embedded.Postgres) -> Iterator[str]:
+    """One database for this file: a test leaves nothing in it that another could stumble over."""
+    with fresh_database(pg18) as name:
+        yield pg18.dsn_for(database=name)
+
+
+@pytest.fixture(scope="module")
+def each_database(pg: embedded.Postgres) -> Iterator[str]:
+    """The same on each version in turn."""
+    with fresh_database(pg) as name:
+        yield pg.dsn_for(database=name)
 
 
 @pytest.fixture
@@ -327,10 +341,13 @@ def test_psycopg2_can_read_dates_after_a_reset_whatever_the_servers_default(data
         conn.cursor().execute("SET timezone = 'Asia/Tokyo'")
         driver.reset(conn, driver.session(conn).touched, 5)
         assert value(conn, "SELECT date '2020-02-29'").day == 29
+        conn.cursor().execute(f"ALTER DATABASE {name} RESET datestyle")
+        conn.commit()
 
 
 def test_reset_always_resets_what_nobody_saw_and_never_only_rolls_back(database: str) -> None:
-    hide = "CREATE FUNCTION hide() RETURNS void LANGUAGE sql AS $$ SELECT set_config('work_mem', '7MB', false) $$"
+    hide = "CREATE OR REPLACE FUNCTION hide() RETURNS text LANGUAGE sql"
+    hide += " AS $$ SELECT set_config('work_mem', '7MB', false) $$"
     with opened(database, reset="always") as (driver, conn):
         with conn:
             conn.cursor().execute(hide)
@@ -650,7 +667,7 @@ def test_blocks_commit_and_roll_back(database: str, autocommit: bool) -> None:
     with opened(database) as (driver, conn):
         conn.autocommit = autocommit
         driver.settle(conn)
-        driver.execute(conn, "CREATE TABLE t (n int)", None)
+        driver.execute(conn, "CREATE TEMP TABLE t (n int)", None)
         for number, end in ((1, driver.commit), (2, driver.rollback)):
             driver.begin(conn)
             conn.cursor().execute("INSERT INTO t VALUES (%s)", (number,))

@@ -712,10 +712,10 @@ async def test_an_unreachable_server_fails_wait_ready_with_the_reason_and_the_po
         port = taken.getsockname()[1]
     async with kit.pool(f"postgresql://app:s3cr3t@127.0.0.1:{port}/app", name="orders") as pool:
         await pool.open()
-        with raises_clearly(errors.NotReady, '"orders"', "within 0.30 s", "127.0.0.1", "[P2008]", secret="s3cr3t"):
-            await pool.wait_ready(0.3)
+        with raises_clearly(errors.NotReady, '"orders"', "within 0.20 s", "127.0.0.1", "[P2008]", secret="s3cr3t"):
+            await pool.wait_ready(0.2)
         with raises_clearly(errors.AcquireTimeout, "cannot be reached", "127.0.0.1", secret="s3cr3t") as caught:
-            await pool.acquire(0.3)
+            await pool.acquire(0.2)
         assert caught.value.__cause__ is not None
         assert pool.stats().leased == 0
 
@@ -889,7 +889,7 @@ async def test_init_query_sets_what_every_borrower_finds_also_after_a_reset(kit:
 async def test_an_init_query_that_fails_fails_the_dial_and_says_why(kit: Kit) -> None:
     async with kit.pool(max_size=1, init_query="SELECT nonsense") as pool:
         with raises_clearly(errors.NotReady, "nonsense"):
-            await pool.wait_ready(0.3)
+            await pool.wait_ready(0.2)
         stats = pool.stats()
         assert stats.opened == {}
     await until(lambda: kit.backends() == [])
@@ -1089,7 +1089,7 @@ async def test_a_pool_outlives_a_change_of_its_password(kit: Kit, server: Any) -
             held = await pool.acquire()
             admin.rows(f"ALTER ROLE {role} PASSWORD 'second'")
             with raises_clearly((errors.ConnectFailed, errors.AcquireTimeout), "password", secret="second"):
-                await pool.acquire(0.4)
+                await pool.acquire(0.2)
             passwords["now"] = "second"
             second = await pool.acquire(10)
             await kit.sql(second, "SELECT 1")
@@ -1363,7 +1363,7 @@ async def test_no_password_is_in_any_text(kit: Kit, server: Any, caplog: pytest.
         heard: list[Event] = []
         async with kit.pool(dsn if dsn is not kit.dsn else None, max_size=1, listener=heard.append) as pool:
             with contextlib.suppress(errors.CenoteError):
-                await pool.wait_ready(0.5)
+                await pool.wait_ready(0.2)
             texts += [repr(pool.raw), repr(pool.stats()), repr(pool.raw.holders())]
             try:
                 async with pool.connection():

@@ -66,6 +66,8 @@ class Pool(RuleBasedStateMachine):
         check_after=st.sampled_from([0.0, 3.0, 30.0]),
         codel=st.sampled_from(["off", "shadow", "on"]),
         seed=st.integers(0, 1000),
+        leases=st.integers(0, 6),
+        waiters=st.integers(0, 4),
     )
     def new(
         self,
@@ -77,6 +79,8 @@ class Pool(RuleBasedStateMachine):
         check_after: float,
         codel: str,
         seed: int,
+        leases: int,
+        waiters: int,
     ) -> None:
         self.m = Machine(
             min_size,
@@ -112,6 +116,11 @@ class Pool(RuleBasedStateMachine):
         self.idle_since: dict[Slot, float] = {}
         self.served_until = NEVER
         self.run("start", self.m.start, self.now)
+        # Most of what can go wrong goes wrong in a pool at work.
+        for _ in range(leases):
+            self.acquire(30.0, None, 1)
+            self.work(0, 30)
+        self.acquire(30.0, None, waiters)
 
     # -- one input, and what it did ---------------------------------------------------------------------------
 
@@ -303,30 +312,19 @@ class Pool(RuleBasedStateMachine):
                 return
         assert self.idle_since[got] == max(self.idle_since[slot] for slot in fresh)
 
-    @precondition(lambda self: self.line)
+    @precondition(lambda self: self.line or self.granted or self.left)
     @rule(which=WHICH)
-    def abandon_in_line(self, which: int) -> None:
-        waiter = self.line.pop(which % len(self.line))
-        self.left.append(waiter)
-        self.run("abandon", self.m.abandon, waiter, self.now)
-        assert waiter.slot is None
-
-    @precondition(lambda self: self.granted)
-    @rule(which=WHICH)
-    def abandon_after_the_grant(self, which: int) -> None:
-        waiter = self.granted.pop(which % len(self.granted))
-        self.left.append(waiter)
-        slot = waiter.slot
+    def abandon(self, which: int) -> None:
+        """In line, after the grant, or when all is over: a borrower may leave at any moment."""
+        known = self.granted + self.line + self.left
+        waiter = known[which % len(known)]
+        slot, refused = waiter.slot, waiter.refused
+        for place in (self.granted, self.line):
+            if waiter in place:
+                place.remove(waiter)
+                self.left.append(waiter)
         self.run("abandon", self.m.abandon, waiter, self.now, slot=slot)
-        assert waiter.slot is None
-
-    @precondition(lambda self: self.left)
-    @rule(which=WHICH)
-    def abandon_after_the_end(self, which: int) -> None:
-        waiter = self.left[which % len(self.left)]
-        refused = waiter.refused
-        self.run("abandon", self.m.abandon, waiter, self.now)
-        assert (waiter.refused, waiter.slot) == (refused, None)
+        assert (waiter.refused, waiter.slot, waiter.ring) == (refused, None, None)
 
     @precondition(lambda self: self.granted)
     @rule(which=WHICH)
@@ -474,6 +472,23 @@ class Pool(RuleBasedStateMachine):
         slot = self.to_close.pop(which % len(self.to_close))
         self.run("closed", self.m.closed, slot, self.now, slot=slot)
 
+    @rule(which=WHICH, number=st.integers(1, 10))
+    def work(self, which: int, number: int) -> None:
+        """Some of the work gets done, all of it well."""
+        for _ in range(number):
+            if self.to_dial:
+                self.ask_dial(which)
+            elif self.dialing:
+                self.dialed(which, None)
+            elif self.to_check:
+                self.check_passed(which)
+            elif self.to_reset:
+                self.reset_done(which)
+            elif self.to_close:
+                self.closed(which)
+            elif self.granted:
+                self.accept(which)
+
     # -- operators and time ------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.slots)
@@ -569,24 +584,12 @@ class Pool(RuleBasedStateMachine):
     # -- the end -----------------------------------------------------------------------------------------------
 
     def perform(self) -> None:
-        """Everything works, at once."""
-        while True:
-            if self.to_dial:
-                self.ask_dial(0)
-            elif self.dialing:
-                self.dialed(0, None)
-            elif self.to_check:
-                self.check_passed(0)
-            elif self.to_reset:
-                self.reset_done(0)
-            elif self.to_close:
-                self.closed(0)
-            elif self.granted:
-                self.accept(0)
-            elif self.leases:
+        """Everything works, at once, and every lease comes back."""
+        m = self.m
+        while m.leased.size or m.connecting.size or m.checking.size or m.resetting.size or m.closing.size:
+            self.work(0, 1)
+            if self.leases:
                 self.release(0, None)
-            else:
-                return
 
     def teardown(self) -> None:
         """Whatever happened: once all works, everybody is served and the pool comes to rest at its minimum."""

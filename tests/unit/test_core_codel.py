@@ -112,6 +112,7 @@ def test_a_burst_that_drains_is_served_whole() -> None:
 
 def test_a_lease_without_waiting_clears_the_suspicion() -> None:
     shell, slot = overloaded("on")
+    shell.run(until=shell.now + 10.0)
     first = shell.wait()
     shell.now += 1.0
     shell.release(slot)
@@ -119,7 +120,7 @@ def test_a_lease_without_waiting_clears_the_suspicion() -> None:
     shell.release(slot)
     assert isinstance(shell.acquire(), Slot)
     late = shell.wait()
-    shell.run(until=shell.now + 1.5)
+    shell.run(until=shell.now + 2.5)
     shell.release(slot)
     assert late.slot is slot
     assert "shed" not in shell.m.refused_by

@@ -354,6 +354,17 @@ def test_who_found_his_connection_dead_may_still_retry_while_the_pool_drains_but
     assert late.refused == "closed"
 
 
+def test_a_retry_that_does_not_wait_opens_nothing_for_a_pool_that_drains() -> None:
+    shell = Shell(max_size=2)
+    slot = leased(shell)
+    shell.m.drain(shell.now, shell.now + 60.0)
+    shell.break_lease(slot, "private", "server_closed")
+    refused = shell.acquire(0.0, again=True)
+    assert isinstance(refused, Waiter)
+    assert refused.refused == "timeout"
+    assert shell.take(OPEN) == []
+
+
 # -- refusals -------------------------------------------------------------------------------------------------
 
 
@@ -631,6 +642,34 @@ def test_two_broken_connections_more_than_a_second_apart_are_two_single_ones() -
     assert (shell.m.epoch, shell.m.closed_by) == (0, {"broken": 2})
 
 
+def test_a_failure_before_the_flush_does_not_count_against_connections_opened_since() -> None:
+    shell = Shell(max_size=3)
+    shell.filled(3)
+    shell.break_lease(shell.lease(), "connection")
+    for slot in shell.take(PEEK):
+        shell.m.check_passed(slot, shell.now, False)
+    shell.break_lease(shell.lease(), "destination")
+    shell.close_all()
+    fresh = shell.filled(2)
+    shell.break_lease(shell.lease(), "connection")
+    assert (shell.m.epoch, fresh[0].state()) == (1, "checking")
+
+
+def test_a_peek_proves_less_than_a_ping_and_does_not_put_off_the_next_check() -> None:
+    shell = Shell(max_size=2, check_after=30.0)
+    other, _ = shell.filled(2)
+    began = other.since
+    shell.run(until=began + 20.0)
+    shell.break_lease(shell.lease(), "connection")
+    assert shell.take(PEEK) == [other]
+    shell.m.check_passed(other, shell.now, False)
+    shell.run(until=began + 30.0)
+    assert shell.take(PING) == [other]
+    shell.m.check_passed(other, shell.now, True)
+    shell.run(until=began + 59.0)
+    assert shell.take(PING) == []
+
+
 @pytest.mark.parametrize("failure", ["private", "temporary", "permanent"])
 def test_a_failure_of_its_own_says_nothing_of_the_others(failure: str) -> None:
     shell = Shell(max_size=3)
@@ -772,8 +811,17 @@ def test_resume_ends_a_drain_and_opens_the_minimum_again() -> None:
     shell.m.resume(shell.now)
     shell.gather()
     assert shell.dial_all() == 2
-    shell.tick(20.0)
-    assert isinstance(shell.acquire(0.0), Slot), "the deadline of the drain outlived it"
+    assert isinstance(shell.acquire(0.0), Slot)
+
+
+def test_the_deadline_of_a_drain_does_not_outlive_it() -> None:
+    shell = Shell(max_size=1)
+    leased(shell)
+    shell.m.drain(shell.now, shell.now + 10.0)
+    shell.m.resume(shell.now)
+    waiter = shell.wait(timeout=60.0)
+    shell.run(until=shell.now + 20.0)
+    assert waiter.ring is shell.m.waiting
 
 
 def test_a_closed_pool_cannot_be_resumed_drained_or_made_to_grow() -> None:

@@ -12,7 +12,8 @@ import asyncio
 import os
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import suppress
 from inspect import isawaitable
 from time import monotonic
 from types import TracebackType
@@ -28,6 +29,8 @@ from cenote.pool.drivers.base import IDLE, AsyncDriver, ConnectArgs, Credentials
 from cenote.pool.holders import Holder, describe, first_line
 from cenote.pool.link import Link
 from cenote.pool.stats import PoolStats
+
+_PUT_AWAY_S = 0.5
 
 
 class AsyncPool(BasePool):
@@ -66,6 +69,7 @@ class AsyncPool(BasePool):
     ) -> None:
         super().__init__(name, options, configure, check, listener, clock)
         self._driver = async_driver(driver, dsn, connect_args or {}, self.options, self.name)
+        self._sentries: list[AsyncGenerator[None, None]] = []
         self._start_over()
         _pools.add(self)
 
@@ -97,6 +101,9 @@ class AsyncPool(BasePool):
                 pool=self.name,
             )
         self._loop = loop
+        self._sentries.append(sentry := _at_the_loops_end(weakref.ref(self)))
+        with suppress(StopIteration):
+            sentry.__anext__().__await__().send(None)
         if self._machine.mode != CLOSED:
             self._machine.start(self._now())
             self._perform()
@@ -211,6 +218,12 @@ class AsyncPool(BasePool):
                 self._watchers.remove(watcher)
         return True
 
+    async def _put_away(self) -> None:
+        m = self._machine
+        m.drain(self._now(), self._now())
+        self._perform()
+        await self._until(lambda: m.size <= m.leased.size + m.connecting.size, _PUT_AWAY_S)
+
     # -- borrowing ----------------------------------------------------------------------------------------------
 
     async def acquire(self, timeout: float | None = None) -> Any:
@@ -226,7 +239,9 @@ class AsyncPool(BasePool):
 
     async def _borrow(self, timeout: float | None, scoped: bool) -> Any:
         limit = self.options.acquire_timeout if timeout is None else self._timeout(timeout)
-        me = asyncio.current_task()
+        task = asyncio.current_task()
+        # Weakly: a task that has ended still holds its result, which may be the very connection it dropped.
+        me = None if task is None else weakref.ref(task)
         if self._loop is not asyncio.get_running_loop():
             self._open()
         machine = self._machine
@@ -269,20 +284,21 @@ class AsyncPool(BasePool):
             if waiter.slot is not None:
                 waiter.data.set_result(None)
             try:
-                deadlock, risk = self._nested(me, self._waiting.__contains__)
+                deadlock, risk = self._nested(me, self._is_in_line)
                 if deadlock is not None:
                     machine.abandon(waiter, self._now(), "deadlock")
                     self._tell("refused", "deadlock")
                     raise deadlock
                 if risk:
                     warnings.warn(risk, errors.NestedAcquireWarning, stacklevel=4)
-                self._waiting[me] = self._waiting.get(me, 0) + 1
+                task = asyncio.current_task()
+                self._waiting[task] = self._waiting.get(task, 0) + 1
                 try:
                     await waiter.data
                 finally:
-                    self._waiting[me] -= 1
-                    if not self._waiting[me]:
-                        del self._waiting[me]
+                    self._waiting[task] -= 1
+                    if not self._waiting[task]:
+                        del self._waiting[task]
             except BaseException:
                 machine.abandon(waiter, self._now())
                 self._perform()
@@ -290,6 +306,10 @@ class AsyncPool(BasePool):
         if waiter.refused:
             raise self._refusal(waiter, timeout, self._now())
         return machine.accept(waiter)
+
+    def _is_in_line(self, holder: Any) -> bool:
+        task = holder() if holder is not None else None
+        return task is not None and task in self._waiting
 
     async def _ping_at_borrow(self, link: Link) -> tuple[str, str] | None:
         try:
@@ -313,6 +333,8 @@ class AsyncPool(BasePool):
 
     def _give_back(self, conn: Any) -> None:
         link = self._claim(conn)
+        if link is None:
+            return
         slot = link.slot
         machine = self._machine
         link.conn = conn
@@ -491,8 +513,9 @@ class AsyncPool(BasePool):
             if conn is not None:
                 await self._close_quietly(conn, None)
             failure = self._dial_failure(error)
-            self._dial_error = error
-            self._tell("dial_failed", failure, self._now() - started, error=error)
+            if isinstance(error, Exception):  # a loop that ends cancels its tasks: that is no failure to tell of
+                self._dial_error = error
+                self._tell("dial_failed", failure, self._now() - started, error=error)
             self._input(machine.dial_failed, slot, self._now(), failure)
             if not isinstance(error, Exception):
                 raise
@@ -574,6 +597,8 @@ class AsyncPool(BasePool):
             conn = link.ref()
             if conn is not None:
                 self._driver.disown(conn)
+                if link.conn is None:
+                    self._inherited.append(conn)
         self._start_over()
 
 
@@ -640,6 +665,17 @@ class _Transaction:
                 raise
         finally:
             self._pool._give_back(conn)
+
+
+async def _at_the_loops_end(pool_ref: weakref.ref[AsyncPool]) -> AsyncGenerator[None, None]:
+    """Close what is idle when the event loop ends, for a program that ends without closing its pool. A generator,
+    because a loop tells those of its end (`shutdown_asyncgens`), and nobody else."""
+    try:
+        yield
+    finally:
+        pool = pool_ref()
+        if pool is not None and asyncio.get_running_loop() is pool._loop:
+            await pool._put_away()
 
 
 async def _maybe(result: Any, timeout_s: float) -> Any:

@@ -94,6 +94,7 @@ class BasePool:
         self._check = check
         self._listener = listener
         self._lent: dict[int, Link] = {}
+        self._inherited: list[Any] = []  # in a forked child: the leases that were out
         self._in_query_s = 0.0
         self._dial_error: BaseException | None = None
         self._dial_told = -DIAL_TOLD_EVERY_S
@@ -168,7 +169,7 @@ class BasePool:
     def _tell_leak(self, link: Link) -> None:
         message = f'pool "{self.name}": a connection was dropped without being released; acquired at {link.site()}'
         self._tell("leaked", "leaked", self._now() - link.slot.since, f"acquired at {link.site()}")
-        warnings.warn(message, errors.LeakWarning, stacklevel=2)
+        _warn_of_leak(message)
 
     def _long_leases(self, now: float, links: Iterable[Link]) -> list[Link]:
         """Leases older than `leak_after` that were not warned about yet; marks them."""
@@ -183,8 +184,7 @@ class BasePool:
     def _tell_long_lease(self, link: Link) -> None:
         holder = describe(link, self._driver, self._now())
         self._tell("held_long", "", holder.age_s, f"for {holder.age_s:.1f} s\n{holder}")
-        message = f'pool "{self.name}": a lease is out for {holder.age_s:.1f} s\n{holder}'
-        warnings.warn(message, errors.LeakWarning, stacklevel=2)
+        _warn_of_leak(f'pool "{self.name}": a lease is out for {holder.age_s:.1f} s\n{holder}')
 
     # -- refusing -----------------------------------------------------------------------------------------------
 
@@ -293,11 +293,14 @@ class BasePool:
 
     # -- giving back --------------------------------------------------------------------------------------------
 
-    def _claim(self, conn: Any) -> Link:
-        """The link of a connection that comes back.
+    def _claim(self, conn: Any) -> Link | None:
+        """The link of a connection that comes back; None for one lent before a fork, which is the parent's: a
+        forked child has the parent's stack, and so leaves the blocks that are on it.
 
         :raises NotLeased: it is not on loan from this pool."""
         link = self._lent.pop(id(conn), None)
+        if link is None and any(conn is each for each in self._inherited):
+            return None
         if link is None:
             mine = any(link.conn is conn for link in self._links())
             why = "it was released already" if mine else "it is another pool's, or was released and closed already"
@@ -400,6 +403,14 @@ class BasePool:
         if self._driver.closed_by_borrower(conn):
             return "by_borrower", Failure.PRIVATE.value
         return "broken", Failure.CONNECTION.value
+
+
+def _warn_of_leak(message: str) -> None:
+    """Where warnings are errors there is nobody to catch this one: it is given by the keeper or by the loop."""
+    try:
+        warnings.warn(message, errors.LeakWarning, stacklevel=3)
+    except errors.LeakWarning:
+        logger.debug("a leak warning was turned into an error")
 
 
 def peek_failure(sqlstate: str) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import sys
 import threading
 import traceback
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FrameType
@@ -103,10 +104,11 @@ def _verb(sql: Any) -> str:
 
 
 def _whereabouts(holder: Any) -> tuple[str, tuple[str, ...]]:
-    if isinstance(holder, asyncio.Task):
-        return f'task "{holder.get_name()}"', _task_stack(holder)
     if holder is None:
         return "unknown", ()
+    if isinstance(holder, weakref.ref):
+        task = holder()
+        return ("ended task", ()) if task is None else (f'task "{task.get_name()}"', _task_stack(task))
     name = next((t.name for t in threading.enumerate() if t.ident == holder), "ended thread")
     frame = sys._current_frames().get(holder)
     return f'thread "{name}"', _frames(frame)

@@ -7,10 +7,10 @@ stacks are looked up only when somebody asks.
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from sys import _getframe
 from types import CodeType
 from typing import Any
 
@@ -23,7 +23,7 @@ class Link:
 
     conn: the driver's connection while the pool has it, None while it is lent
     ref: a weak reference to it, or a callable that returns it for drivers without weak references
-    holder: thread id or asyncio.Task of the borrower
+    holder: of the borrower the thread id, or a weak reference to the asyncio.Task
     code, offset: where it was acquired
     scoped: lent to a `with` block, so that the borrower is who holds it
     """
@@ -72,7 +72,7 @@ class Link:
 
     def lend(self, holder: Any, scoped: bool) -> Any:
         """Note the borrower and give the only strong reference away."""
-        frame = sys._getframe()
+        frame = _getframe()
         code = frame.f_code
         while code.co_filename in _OWN_FILES and frame.f_back is not None:
             frame = frame.f_back

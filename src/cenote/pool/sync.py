@@ -81,8 +81,9 @@ class Pool(Desk, BasePool):
         self._inbox: SimpleQueue[Link | None] = SimpleQueue()
         self._workers = Workers(self.name, min(self.options.max_size + 4, 64))
         self._keeper_sleeps_until = NEVER
-        # A pool that is forgotten without close() must not leave its keeper asleep for long.
+        # A pool that is forgotten without close() must not leave its threads asleep for long.
         weakref.finalize(self, self._inbox.put, None).atexit = False
+        weakref.finalize(self, self._workers.abandon).atexit = False
         options = self.options
         self._furnish(
             self._machine,
@@ -330,6 +331,8 @@ class Pool(Desk, BasePool):
     def _give_back(self, conn: Any) -> None:
         """What `release` does with a connection that is not simply clean, or that somebody waits for."""
         link = self._claim(conn)
+        if link is None:
+            return
         slot = link.slot
         try:
             self._account(link)
@@ -549,12 +552,12 @@ class Pool(Desk, BasePool):
         """One turn of the keeper thread; how long to sleep, None when the pool has ended."""
         if dropped is not None and dropped.slot.state() == "leased" and dropped.ref() is None:
             self._forget(dropped)
-            _despite_filters(self._tell_leak, dropped)
+            self._tell_leak(dropped)
             self._lost(dropped.slot, "leaked", "private")
         if self._machine.alarm <= self._now():
             self._tick()
         for link in self._long_leases(self._now(), self._leases()):
-            _despite_filters(self._tell_long_lease, link)
+            self._tell_long_lease(link)
         with self._lock:
             if self._machine.mode == CLOSED and not self._lent:
                 return None
@@ -582,6 +585,8 @@ class Pool(Desk, BasePool):
             conn = link.ref()
             if conn is not None:
                 self._driver.disown(conn)
+                if link.conn is None:
+                    self._inherited.append(conn)
         self._start_over()
 
 
@@ -649,14 +654,6 @@ def _keep(pool_ref: weakref.ref[Pool], inbox: SimpleQueue[Link | None]) -> None:
             base.logger.exception('pool "%s": the keeper failed', pool.name)
             pause = 1.0
         del pool, item
-
-
-def _despite_filters(tell: Callable[[Link], None], link: Link) -> None:
-    """Warn from the keeper thread; where warnings are errors there is nobody here to catch one."""
-    try:
-        tell(link)
-    except errors.LeakWarning:
-        base.logger.debug("a leak warning was turned into an error")
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()

@@ -59,6 +59,11 @@ class Workers:
             for _ in range(self._threads):
                 self._tasks.put(None)
 
+    def abandon(self) -> None:
+        """The same, for the collector, which may have interrupted whoever holds the lock: takes none."""
+        for _ in range(self._most):
+            self._tasks.put(None)
+
     def _run(self) -> None:
         while True:
             try:

@@ -42,6 +42,7 @@ class Session(base.Session):
         "base_touched",
         "block",
         "by_borrower",
+        "callbacks",
         "codecs",
         "forgotten",
         "last_socket",
@@ -50,6 +51,8 @@ class Session(base.Session):
         "opened",
         "protocol",
         "recoded",
+        "seen",
+        "seen_touches",
         "transport",
     )
 
@@ -67,20 +70,30 @@ class Session(base.Session):
         self.recoded: dict[CodecKey, bool] = {}  # types whose codec changed since the base; is it scalar?
         self.base_codecs: Codecs = {}
         self.base_callbacks = NO_CALLBACKS
+        self.callbacks = False  # some were added or removed
         self.base_touched = 0
+        self.seen = ""
+        self.seen_touches = 0
         self.abandoned = False  # a query runs whose coroutine has gone
         self.by_borrower = False  # who closed it
         self.on_end: asyncio.Future[None] | None = None  # wanted by who waits for the running query
 
     def executes(self, text: str) -> None:
         """Note a statement that is about to be sent."""
-        self.touched |= classify(text).touches
+        if text is not self.seen:  # a loop sends the same text again: spare the look-up
+            self.seen_touches = classify(text).touches
+            self.seen = text
+        self.touched |= self.seen_touches
         self.statements += 1
 
     def query_ends(self) -> None:
         super().query_ends()
         if self.on_end is not None and not self.on_end.done():
             self.on_end.set_result(None)
+
+    def calls_back(self) -> None:
+        """Note that a callback is about to be added or removed."""
+        self.attributes = self.callbacks = True
 
     async def timed(self, text: str, answer: Coroutine[Any, Any, Any]) -> Any:
         """Send a request by awaiting `answer`, and note how long it took and how it ended."""
@@ -234,35 +247,35 @@ def lease_class(parent: type[Any]) -> type[Any]:
                 forgotten.discard(stmt)
 
         async def add_listener(self, channel: str, callback: Any) -> None:
-            self._cenote.attributes = True
+            self._cenote.calls_back()
             await super().add_listener(channel, callback)
 
         async def remove_listener(self, channel: str, callback: Any) -> None:
-            self._cenote.attributes = True
+            self._cenote.calls_back()
             await super().remove_listener(channel, callback)
 
         def add_log_listener(self, callback: Any) -> None:
-            self._cenote.attributes = True
+            self._cenote.calls_back()
             super().add_log_listener(callback)
 
         def remove_log_listener(self, callback: Any) -> None:
-            self._cenote.attributes = True
+            self._cenote.calls_back()
             super().remove_log_listener(callback)
 
         def add_query_logger(self, callback: Any) -> None:
-            self._cenote.attributes = True
+            self._cenote.calls_back()
             super().add_query_logger(callback)
 
         def remove_query_logger(self, callback: Any) -> None:
-            self._cenote.attributes = True
+            self._cenote.calls_back()
             super().remove_query_logger(callback)
 
         def add_termination_listener(self, callback: Any) -> None:
-            self._cenote.attributes = True
+            self._cenote.calls_back()
             super().add_termination_listener(callback)
 
         def remove_termination_listener(self, callback: Any) -> None:
-            self._cenote.attributes = True
+            self._cenote.calls_back()
             super().remove_termination_listener(callback)
 
         async def _introspect_type(self, typename: str, schema: str) -> Any:

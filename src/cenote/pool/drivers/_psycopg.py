@@ -18,9 +18,10 @@ from typing import Any
 from cenote.config import PoolOptions
 from cenote.errors import ConfigError
 from cenote.pool.drivers import base
+from cenote.pool.drivers._psycopg_condition import condition
 from cenote.pool.drivers._psycopg_dial import Waits, dial_until, refused
 from cenote.pool.drivers._psycopg_watch import KINDS, LISTENS, UNSEEN, Watched, settle, tidy
-from cenote.pool.drivers.base import BROKEN, BUSY, IDLE, IN_TRANSACTION, CannotReset, Session
+from cenote.pool.drivers.base import BUSY, IN_TRANSACTION, CannotReset, Session
 from cenote.reasons import Failure, failure_of
 from cenote.sql import touch
 
@@ -148,17 +149,6 @@ class Canceller:
 
 
 # -- what needs no network ----------------------------------------------------------------------------------
-
-_CONDITIONS = (IDLE, BUSY, IN_TRANSACTION, IN_TRANSACTION, BROKEN)  # by PQtransactionStatus
-
-
-def condition(conn: Any) -> int:
-    pgconn = conn.pgconn
-    status = _CONDITIONS[pgconn.transaction_status]
-    # The lock is held by a stream, COPY or notifies() that the borrower has not ended.
-    if (pgconn.pipeline_status or conn.lock.locked()) and status != BROKEN:
-        return BUSY
-    return status
 
 
 class Common:

@@ -12,7 +12,7 @@ import functools
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,7 +27,7 @@ from cenote.sql.classify import classify
 PlainConnection: Any = extensions.connection
 PlainCursor: Any = extensions.cursor
 
-# (autocommit, (isolation level, readonly, deferrable)) as psycopg2 starts with.
+# (isolation level, readonly, deferrable) as psycopg2 starts with.
 LEVELS = (None, None, None)
 _WATCHED_ATTRIBUTES = frozenset(
     ("autocommit", "isolation_level", "readonly", "deferrable", "cursor_factory", "notices", "notifies")
@@ -46,19 +46,23 @@ _LITERALS = frozenset(
 class Session(base.Session):
     """What is known of one connection."""
 
-    __slots__ = ("base", "base_touched", "born", "canceller", "cancelling")
+    __slots__ = ("base", "base_touched", "born", "canceller", "cancelling", "seen", "seen_touches")
 
     def __init__(self) -> None:
         super().__init__()
         self.cancelling = threading.Lock()  # held while a cancel request is on its way
         self.canceller: Canceller | None = None
         self.base_touched = 0
+        self.seen = ""
+        self.seen_touches = 0
         self.born = self.base = Attributes()
 
     def executes(self, text: str) -> None:
         """Note a statement that is about to be sent."""
-        self.last_sql = text
-        self.touched |= classify(text).touches
+        if text is not self.seen:  # a loop sends the same text again: spare the look-up
+            self.seen = self.last_sql = text
+            self.seen_touches = classify(text).touches
+        self.touched |= self.seen_touches
         self.statements += 1
 
     @contextmanager
@@ -106,7 +110,8 @@ class Canceller:
             raise psycopg2.OperationalError(says.value.decode(errors="replace"))
 
     def __del__(self) -> None:
-        _libpq.PQfreeCancel(self._request)
+        if _libpq is not None:  # at the interpreter's end modules lose their names
+            _libpq.PQfreeCancel(self._request)
 
 
 class Attributes:
@@ -152,6 +157,9 @@ def lease_class(parent: Any) -> Any:
             self._cenote = session = Session()
             super().__init__(*args, **more)
             session.canceller = Canceller(self.pgconn_ptr) if _libpq is not None else None
+
+        def _cenote_cursor(self) -> Any:
+            return super().cursor()
 
         def cursor(self, *args: Any, **how: Any) -> Any:
             if plain and not args and not how and self.cursor_factory is None:
@@ -326,26 +334,40 @@ def _only_literals(vars: Any) -> bool:
 set_autocommit = PlainConnection.autocommit.__set__  # of the class itself, which notes nothing
 
 
-def alone(
-    conn: Any, sql: Any, params: Any = None, cursor: Any = None, result: Callable[[Any], Any] | None = None
-) -> Any:
-    """Run one statement outside a transaction, by `cursor` or by one that notes nothing."""
+def alone(conn: Any, sql: Any, params: Any = None, cursor: Any = None) -> Any:
+    """Run one statement outside a transaction, unnoted; returns the cursor with its result."""
     if cursor is None:
         cursor = PlainCursor(conn)
-    # In autocommit with transaction levels psycopg2 would turn them into settings, by a round trip each.
-    switch = not conn.autocommit and levels(conn) == LEVELS
-    if switch:
-        set_autocommit(conn, True)
-    try:
+    if conn.autocommit:
         cursor.execute(sql, params)
-        answer = result(cursor) if result is not None else None
-        if not switch and not conn.autocommit:
-            PlainConnection.commit(conn)
-        return answer
-    except BaseException:
-        if not switch and not conn.closed:
-            PlainConnection.rollback(conn)
+    elif levels(conn) == LEVELS:
+        set_autocommit(conn, True)
+        try:
+            cursor.execute(sql, params)
+        finally:
+            if not conn.closed:
+                set_autocommit(conn, False)
+    else:  # in autocommit psycopg2 would turn the levels into settings, by a round trip each
+        try:
+            cursor.execute(sql, params)
+        except BaseException:
+            if not conn.closed:
+                PlainConnection.rollback(conn)
+            raise
+        PlainConnection.commit(conn)
+    return cursor
+
+
+def noted(conn: Any, sql: Any, params: Any, cursor: Any) -> Any:
+    """`alone`, noted here: `cursor` is not watched."""
+    session: Session = conn._cenote
+    sql = _text(cursor, sql)
+    session.executes(_shown(cursor, sql, params))
+    session.query_starts()
+    try:
+        return alone(conn, sql, params, cursor)
+    except psycopg2.Error as error:
+        session.sqlstate = error.pgcode or ""
         raise
     finally:
-        if switch and not conn.closed:
-            set_autocommit(conn, False)
+        session.query_ends()

@@ -103,7 +103,7 @@ class AsyncpgDriver:
         session.touched = session.statements = 0
         session.in_query_s = 0.0
         session.last_sql = session.sqlstate = ""
-        session.attributes = False
+        session.attributes = session.callbacks = False
 
     # -- knowing, without I/O -----------------------------------------------------------------------------
 
@@ -135,9 +135,8 @@ class AsyncpgDriver:
                 return self.failure(error.__cause__)  # the server's last word, or what befell the socket
             sqlstate = error.sqlstate or ""
             return failure_of(sqlstate), sqlstate
-        if isinstance(error, asyncpg.InterfaceError):
-            broken = "closed" in str(error)
-            return Failure.CONNECTION if broken else Failure.PERMANENT, ""
+        if isinstance(error, asyncpg.InterfaceError) and "closed" in str(error):
+            return Failure.CONNECTION, ""
         if isinstance(error, asyncpg.InternalClientError):
             return Failure.TEMPORARY, ""  # among others: no host has the wanted target_session_attrs
         if isinstance(error, ssl.SSLCertVerificationError):
@@ -154,13 +153,14 @@ class AsyncpgDriver:
 
     def tidy(self, conn: Any) -> None:
         session = conn._cenote
-        self._restore(conn, session, session.base_callbacks, session.base_codecs)
-
-    def _restore(
-        self, conn: Any, session: lease.Session, callbacks: tuple[Any, ...], codecs: lease.Codecs
-    ) -> None:
         conn._pool_release_ctr += 1  # what the borrower still holds is void from here on
         conn._top_xact = None
+        if session.callbacks or session.recoded:
+            self._restore(conn, session.base_callbacks, session.base_codecs)
+        session.attributes = False
+
+    def _restore(self, conn: Any, callbacks: tuple[Any, ...], codecs: lease.Codecs) -> None:
+        session = conn._cenote
         for name, base_value in zip(lease.CALLBACKS, callbacks, strict=True):
             setattr(conn, name, _copied(base_value))
         for key in set(session.recoded) | (session.codecs.keys() - codecs.keys()):
@@ -173,7 +173,7 @@ class AsyncpgDriver:
             conn._drop_local_statement_cache()
         session.recoded.clear()
         session.codecs = dict(codecs)
-        session.attributes = False
+        session.callbacks = False
 
     async def reset(self, conn: Any, touched: int, timeout_s: float) -> None:
         session = conn._cenote
@@ -197,14 +197,15 @@ class AsyncpgDriver:
         """Restore what is on the client's side, and give the statements for the server's."""
         always = self._options.reset == "always"
         script = ["ROLLBACK"] if conn._protocol.is_in_transaction() else []
+        self.tidy(conn)
+        touched |= session.touched & touch.LOAD  # tidy() may have found what cannot be restored
         if not touched and not always:
-            self.tidy(conn)
             return script
         # `configure` runs again after this: from where it began, or its work would add up.
-        self._restore(conn, session, lease.NO_CALLBACKS, {})
+        self._restore(conn, lease.NO_CALLBACKS, {})
         if self._options.reset == "never":
             return script
-        touched |= session.touched | session.base_touched & ~touch.LOAD
+        touched |= session.base_touched & ~touch.LOAD
         if always:
             touched |= touch.ALL & ~(touch.LOAD | touch.UNKNOWN)
         script += base.reset_statements(touched, self._options.init_query)

@@ -11,7 +11,6 @@ opening relies on libpq's connect_timeout, which counts whole seconds, two at le
 
 import math
 import os
-import re
 import socket
 import threading
 from contextlib import suppress
@@ -20,6 +19,7 @@ from typing import Any
 
 from cenote.config import PoolOptions
 from cenote.errors import ConfigError, MissingDependency
+from cenote.pool.drivers import _libpq_messages as messages
 from cenote.pool.drivers import base
 from cenote.pool.drivers.base import BROKEN, BUSY, IDLE, IN_TRANSACTION, CannotReset
 from cenote.reasons import Failure, failure_of
@@ -37,35 +37,6 @@ _STATUS_IDLE = extensions.TRANSACTION_STATUS_IDLE
 _STATUS_ACTIVE = extensions.TRANSACTION_STATUS_ACTIVE
 _CLOSED_BY_CALL = 1  # of `connection.closed`; 2 is "found broken"
 _STATUS_UNKNOWN = extensions.TRANSACTION_STATUS_UNKNOWN
-
-# libpq gives no SQLSTATE for an error at connection start, only its message. These are the server's and
-# libpq's own words in English; anything else falls to what `failure` says at its end.
-_MESSAGES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern), sqlstate)
-    for pattern, sqlstate in (
-        (r"password authentication failed|no password supplied|empty password", "28P01"),
-        (r"authentication failed|no pg_hba\.conf entry|pg_hba\.conf rejects|not permitted to log in", "28000"),
-        (r'role "[^\n]*" does not exist', "28000"),
-        (r'database "[^\n]*" (does not exist|has disappeared)', "3D000"),
-        (r'database "[^\n]*" is not currently accepting connections', "55000"),
-        (r"too many (clients|connections)|remaining connection slots are reserved", "53300"),
-        (r"database system is (starting up|shutting down|in recovery|not (yet )?accepting conn)", "57P03"),
-        (r"terminating connection due to administrator command", "57P01"),
-        (r"terminating connection because of crash of another server process", "57P02"),
-        (r"terminating connection due to idle-in-transaction timeout", "25P03"),
-        (r"terminating connection due to idle-session timeout", "57P05"),
-        (r"unrecognized configuration parameter", "42704"),
-        (r"invalid value for parameter", "22023"),
-        (r"permission denied for database", "42501"),
-    )
-)
-_LOST = re.compile(r"closed the connection|connection (has been|was) closed|already closed|connection not open")
-_WRONG_TLS = re.compile(r"certificate|SSL was required|does not support SSL")
-
-
-def sqlstate_of(message: str) -> str:
-    """The SQLSTATE that belongs to an English message of the server at connection start, "" if not known."""
-    return next((sqlstate for pattern, sqlstate in _MESSAGES if pattern.search(message)), "")
 
 
 class _Guard:
@@ -121,7 +92,7 @@ class Psycopg2Driver:
         try:
             conn = self._dial(timeout_s)
         except psycopg2.OperationalError as error:
-            if not self._rotates or not sqlstate_of(str(error)).startswith("28"):
+            if not self._rotates or not messages.sqlstate_of(str(error)).startswith("28"):
                 raise
             conn = self._dial(timeout_s)  # the password may have been changed since it was asked for
         try:
@@ -176,7 +147,8 @@ class Psycopg2Driver:
         session.base_touched = session.touched
         session.touched = session.statements = 0
         session.in_query_s = 0.0
-        session.last_sql = session.sqlstate = ""
+        session.last_sql = session.seen = session.sqlstate = ""
+        session.seen_touches = 0
         session.attributes = False
 
     # -- knowing, without I/O -----------------------------------------------------------------------------
@@ -216,13 +188,13 @@ class Psycopg2Driver:
     def failure(self, error: BaseException) -> tuple[Failure, str]:
         if isinstance(error, psycopg2.Error):
             message = str(error)
-            sqlstate = error.pgcode or sqlstate_of(message)
+            sqlstate = error.pgcode or messages.sqlstate_of(message)
             if sqlstate:
                 return failure_of(sqlstate), sqlstate
             if isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):
-                if _WRONG_TLS.search(message):
+                if messages.WRONG_TLS.search(message):
                     return Failure.PERMANENT, ""
-                if _LOST.search(message):
+                if messages.LOST.search(message):
                     return Failure.CONNECTION, ""
                 if "FATAL:" in message:
                     return Failure.TEMPORARY, ""  # the server is there, and says what we cannot read
@@ -383,25 +355,18 @@ class Psycopg2Driver:
             conn.rollback()
 
     def execute(self, conn: Any, sql: Any, params: Any) -> int:
-        return int(lease.alone(conn, sql, params, conn.cursor(), _row_count))
+        return int(lease.noted(conn, sql, params, conn._cenote_cursor()).rowcount)
 
     def fetch_all(self, conn: Any, sql: Any, params: Any) -> list[Any]:
-        return lease.alone(conn, sql, params, conn.cursor(), _all) or []
+        cursor = lease.noted(conn, sql, params, conn._cenote_cursor())
+        return cursor.fetchall() if cursor.description is not None else []
 
     def fetch_one(self, conn: Any, sql: Any, params: Any) -> Any:
-        return lease.alone(conn, sql, params, conn.cursor(), _one)
+        return _one(lease.noted(conn, sql, params, conn._cenote_cursor()))
 
     def fetch_value(self, conn: Any, sql: Any, params: Any) -> Any:
-        row = lease.alone(conn, sql, params, lease.WatchedCursor(conn), _one)
+        row = _one(lease.noted(conn, sql, params, lease.PlainCursor(conn)))
         return None if row is None else row[0]
-
-
-def _row_count(cursor: Any) -> int:
-    return cursor.rowcount  # type: ignore[no-any-return]
-
-
-def _all(cursor: Any) -> Any:
-    return cursor.fetchall() if cursor.description is not None else None
 
 
 def _one(cursor: Any) -> Any:
