@@ -25,7 +25,7 @@ settings.load_profile("fast")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--chaos-seconds", type=float, default=2.0, help="how long each test of tests/chaos goes on at least"
+        "--chaos-seconds", type=float, default=5.0, help="how long the tests of tests/chaos go on, all together"
     )
     parser.addoption(
         "--build", choices=["pure", "compiled"], help="fail unless this build of the hot modules is under test"

@@ -20,10 +20,10 @@ import psycopg
 import pytest
 
 import cenote
-from cenote import embedded
 from cenote.pool.stats import PoolStats
 from cenote.testing.postgres import wait_until
 
+WRONG = "n0tth1s"  # a password
 DEADLINE_S = 15.0
 CALLERS = 128  # calls of a blocking pool that may be under way at once
 
@@ -329,5 +329,10 @@ def raises_clearly(kind: type[BaseException], *words: str, secret: str = "") -> 
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def server_kit(name: str, server: embedded.Postgres, database: str, admin: Admin) -> Kit:
-    return Kit(name, server.dsn_for(database=database), admin)
+async def notes(pool: Api) -> list[str]:
+    """What is in the table `note`, as a new borrower sees it."""
+    return sorted(row[0] for row in await pool.fetch_all("SELECT text FROM note"))
+
+
+async def write(kit: Kit, conn: Any, text: str) -> None:
+    await kit.sql(conn, f"INSERT INTO note (text) VALUES ('{text}')")

@@ -23,11 +23,11 @@ import asyncpg
 import psycopg
 import psycopg2
 import pytest
-from pool_kit import Admin, add_up, until
 
 import cenote
 from cenote import embedded
 from cenote.testing.postgres import wait_until
+from pool_kit import Admin, add_up, until
 
 pytestmark = pytest.mark.chaos
 
@@ -38,9 +38,12 @@ AT_ONCE = 100  # threads
 MAX_SIZE = 10
 APP = "transfers"
 
-CLEAR = (cenote.CenoteError, psycopg.Error, psycopg2.Error, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+# asyncpg's InternalClientError is what it says when the server's last word came just before a statement.
+ASYNCPG = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+CLEAR = (cenote.CenoteError, psycopg.Error, psycopg2.Error, OSError, *ASYNCPG)
 
 SCHEMA = f"""
+DROP TABLE IF EXISTS account, receipt;
 CREATE TABLE account (id int PRIMARY KEY, balance int NOT NULL);
 CREATE TABLE receipt (number int PRIMARY KEY);
 INSERT INTO account SELECT id, {START} FROM generate_series(1, {ACCOUNTS}) AS id;
@@ -50,17 +53,24 @@ GIVE = "UPDATE account SET balance = balance + 1 WHERE id = "
 SIGN = "INSERT INTO receipt VALUES "
 
 
-@pytest.fixture
-def server() -> Iterator[embedded.Postgres]:
+@pytest.fixture(scope="module")
+def victim() -> Iterator[embedded.Postgres]:
     with embedded.Postgres(18, settings={"max_connections": 50}) as server:
-        with psycopg.connect(server.dsn) as conn:
-            conn.execute(SCHEMA)
         yield server
 
 
 @pytest.fixture
+def server(victim: embedded.Postgres) -> embedded.Postgres:
+    with psycopg.connect(victim.dsn) as conn:
+        conn.execute(SCHEMA)
+    return victim
+
+
+@pytest.fixture
 def seconds(request: pytest.FixtureRequest) -> float:
-    return float(request.config.getoption("--chaos-seconds"))
+    """Each test's share."""
+    tests = [item for item in request.session.items if item.get_closest_marker("chaos")]
+    return float(request.config.getoption("--chaos-seconds")) / max(1, len(tests))
 
 
 def statements(number: int) -> list[str]:
@@ -69,6 +79,14 @@ def statements(number: int) -> list[str]:
     payer, payee = draw.sample(range(1, ACCOUNTS + 1), 2)
     moves = sorted([(payer, f"{TAKE}{payer}"), (payee, f"{GIVE}{payee}")])
     return [move for _, move in moves] + [f"{SIGN}({number})"]
+
+
+REFUSED = "refused"
+
+
+def refused(error: BaseException) -> Any:
+    """What is noted of a transfer that was not done: a clear error, or what came instead of one."""
+    return REFUSED if isinstance(error, CLEAR) else error
 
 
 # -- what goes wrong -------------------------------------------------------------------------------------------
@@ -87,7 +105,8 @@ def terminate_some(server: embedded.Postgres) -> None:
     """End a third of the sessions, one by one, as an operator or a failover script does."""
     with contextlib.suppress(psycopg.Error), contextlib.closing(Admin(server.superuser_dsn).conn) as conn:
         conn.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s AND random() < 0.4",
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name = %s AND random() < 0.4",
             (APP,),
         )
 
@@ -143,9 +162,8 @@ def books(server: embedded.Postgres, ends: dict[int, Any]) -> None:
     assert (total, accounts) == (ACCOUNTS * START, ACCOUNTS)
     done = {number for number, end in ends.items() if end is True}
     assert done <= receipts, "somebody was told that it was done, and it was not"
-    unclear = [end for end in ends.values() if end is not True and not isinstance(end, CLEAR)]
-    assert unclear == []
-    balances = {number: 0 for number in range(1, ACCOUNTS + 1)}
+    assert [end for end in ends.values() if end not in (True, REFUSED)] == []
+    balances = dict.fromkeys(range(1, ACCOUNTS + 1), 0)
     for number in receipts:
         for text in statements(number)[:2]:
             balances[int(text.rsplit(" ", 1)[1])] += -1 if text.startswith(TAKE) else 1
@@ -202,7 +220,7 @@ def test_threads_lose_neither_money_nor_connections(
                     cursor.execute(statement)
             ends[number] = True
         except BaseException as error:
-            ends[number] = error
+            ends[number] = refused(error)
 
     dsn = f"{server.dsn}?application_name={APP}"
     with (
@@ -239,13 +257,11 @@ def test_tasks_lose_neither_money_nor_connections(
                     await conn.execute(statement)
             ends[number] = True
         except BaseException as error:
-            ends[number] = error
+            ends[number] = refused(error)
 
     async def run() -> None:
         dsn = f"{server.dsn}?application_name={APP}"
-        async with cenote.AsyncPool(
-            dsn, driver=driver, min_size=2, max_size=MAX_SIZE, acquire_timeout=60
-        ) as pool:
+        async with cenote.AsyncPool(dsn, driver=driver, min_size=2, max_size=MAX_SIZE, acquire_timeout=60) as pool:
             for numbers in rounds(seconds):
                 before = len(ends)
                 bad = harmed_in_the_middle(server, harm, lambda before=before: len(ends) - before)  # type: ignore[misc]
@@ -278,15 +294,13 @@ def test_tasks_that_are_cancelled_at_random_lose_neither_money_nor_connections(
                     await conn.execute(statement)
             ends[number] = True
         except asyncio.CancelledError:
-            ends[number] = cenote.CenoteError("cancelled")
+            ends[number] = REFUSED
         except BaseException as error:
-            ends[number] = error
+            ends[number] = refused(error)
 
     async def run() -> None:
         dsn = f"{server.dsn}?application_name={APP}"
-        async with cenote.AsyncPool(
-            dsn, driver=driver, min_size=2, max_size=MAX_SIZE, acquire_timeout=60
-        ) as pool:
+        async with cenote.AsyncPool(dsn, driver=driver, min_size=2, max_size=MAX_SIZE, acquire_timeout=60) as pool:
             draw = random.Random(7)
             for numbers in rounds(seconds):
                 before = len(ends)

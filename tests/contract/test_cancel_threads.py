@@ -135,10 +135,6 @@ def test_an_interrupt_anywhere_in_a_block_loses_nothing(how: str) -> None:
         assert _every_moment(lambda _: work, lambda: _all_is_well(pool, driver)) > 5
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="interrupted between taking the machine's effects and performing them, the pool forgets the reset",
-)
 def test_an_interrupt_anywhere_in_a_block_that_touched_its_session_loses_nothing() -> None:
     driver = ScriptedDriver()
     pool = _pool(driver)  # not closed: close() would wait for the slot that is lost

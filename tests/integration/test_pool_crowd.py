@@ -6,9 +6,9 @@ import asyncio
 import threading
 
 import pytest
-from pool_kit import add_up, behaviour
 
 import cenote
+from pool_kit import add_up, behaviour
 
 CALLERS = 1000
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from pool_kit import DRIVERS, Admin, Kit, add_up, behaviour, until
 
 from cenote import embedded
+from pool_kit import DRIVERS, Admin, Kit, add_up, behaviour, until
 
 SIZE = 20
 

@@ -54,9 +54,11 @@ def backends(pool, number):
 
 
 def run(script: str, dsn: str, driver: str) -> None:
+    program = COMMON + textwrap.dedent(script)
     done = subprocess.run(
         # Threads and fork in one process are what this is about; later Pythons warn of it.
-        [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", COMMON + textwrap.dedent(script), dsn, driver],
+        [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", program, dsn, driver],
+        check=False,
         capture_output=True,
         text=True,
         timeout=60,

@@ -9,12 +9,12 @@ import warnings
 from typing import Any
 
 import pytest
-from pool_kit import behaviour, until
 
 import cenote
 from cenote import errors
 from cenote.pool.base import Event
 from cenote.testing.postgres import wait_until
+from pool_kit import behaviour, until
 
 
 def leaks(caught: Any) -> list[str]:

@@ -59,7 +59,8 @@ def test_the_exposition_says_what_stats_says(dsn: str) -> None:
 
 
 def test_several_pools_share_one_collector_and_keep_their_names(dsn: str) -> None:
-    with cenote.Pool(dsn, name="a", max_size=3) as first, cenote.Pool(dsn, name='b "quoted"', max_size=4) as second:
+    quoted = 'b "quoted"'
+    with cenote.Pool(dsn, name="a", max_size=3) as first, cenote.Pool(dsn, name=quoted, max_size=4) as second:
         limits = scraped(first, second)["cenote_pool_max_size"]
         assert limits == {(("pool", "a"),): 3, (("pool", 'b "quoted"'),): 4}
 

@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from pool_kit import behaviour, until
 
 import cenote
 from cenote import errors
 from cenote.testing.postgres import wait_until
+from pool_kit import behaviour, until
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_threads_that_all_hold_one_and_want_another_are_told_of_their_deadlock(d
         assert len(ends) == 2
         assert len(errors_seen) == 1, "one is refused, and so the other is served"
         text = str(errors_seen[0])
-        for words in ('pool "orders"', "all 2 connections", "test_pool_nested.py", "greedy", "pass the connection on"):
+        for words in ('pool "orders"', "all 2 connections", "nested.py", "greedy", "pass the connection on"):
             assert words in text
         stats = pool.stats()
         assert (stats.leased, stats.waiting) == (0, 0)

@@ -74,6 +74,7 @@ cdef class Machine:
     cpdef tick(self, double now)
 
     cdef _order(self, str why, double now)
+    cdef _want(self, str what, Slot slot)
     cdef _gone(self, Slot slot, Ring source)
     cdef _lease(self, Slot slot, double now)
     @cython.locals(held=double)

@@ -217,7 +217,7 @@ class Machine:
         self._end_lease(slot, now)
         slot.since = now
         self.resetting.append(slot)
-        self.effects.append((RESET, slot))
+        self._want(RESET, slot)
 
     def release_broken(self, slot: Slot, now: float, reason: str, failure: str) -> None:
         """A lease ends; the connection is not usable. `failure` says what that means for the others. O(1), or
@@ -368,7 +368,11 @@ class Machine:
         self.size += 1
         slot = Slot(why, self.epoch, now)
         self.connecting.append(slot)
-        self.effects.append((OPEN, slot))
+        self._want(OPEN, slot)
+
+    def _want(self, what: str, slot: Slot) -> None:
+        slot.owed = True
+        self.effects.append((what, slot))
 
     def _gone(self, slot: Slot, source: Ring) -> None:
         source.remove(slot)
@@ -390,7 +394,7 @@ class Machine:
         slot.reason = reason
         self.closing.append(slot)
         self._count(self.closed_by, reason)
-        self.effects.append((CLOSE, slot))
+        self._want(CLOSE, slot)
 
     def _place(self, slot: Slot, now: float, unused_since: float) -> None:
         """A usable connection that nobody has: to a waiter, on the shelf, or closed."""
@@ -487,7 +491,7 @@ class Machine:
             for other in self.shelf.slots():
                 self.shelf.remove(other)
                 self.checking.append(other)
-                self.effects.append((PEEK, other))
+                self._want(PEEK, other)
 
     def _advance_epoch(self) -> None:
         self.epoch += 1
@@ -534,7 +538,7 @@ class Machine:
         elif now >= self._check_due(slot):
             self.shelf.remove(slot)
             self.checking.append(slot)
-            self.effects.append((PING, slot))
+            self._want(PING, slot)
         else:
             self._time(slot, now)
 

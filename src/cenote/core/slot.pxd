@@ -13,6 +13,7 @@ cdef class Slot(Node):
     cdef public bint timed
     cdef public long uses
     cdef public double rested
+    cdef public bint owed
 
 cdef class Waiter(Node):
     cdef public double since

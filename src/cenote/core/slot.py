@@ -21,6 +21,7 @@ class Slot(Node):
     jitter: drawn once, 0 to 1
     timed: the agenda holds an entry for it
     uses: leases so far
+    owed: the machine ordered work on it that no shell has begun yet
     rested: how long it had been idle when it was lent last; 0 when it was handed on
     """
 
@@ -38,6 +39,7 @@ class Slot(Node):
         self.timed = False
         self.uses = 0
         self.rested = 0.0
+        self.owed = False
 
     def state(self) -> str:
         """The name of the state, "gone" outside of all (not yet dialed, or let go by the server)."""

@@ -222,7 +222,13 @@ class AsyncPool(BasePool):
         m = self._machine
         m.drain(self._now(), self._now())
         self._perform()
-        await self._until(lambda: m.size <= m.leased.size + m.connecting.size, _PUT_AWAY_S)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PUT_AWAY_S):
+                for link in self._leases():  # nobody can use them any more
+                    conn = link.ref()
+                    if conn is not None:
+                        await self._close_quietly(conn, link.handle)
+                await self._until(lambda: m.size <= m.leased.size + m.connecting.size, _PUT_AWAY_S)
 
     # -- borrowing ----------------------------------------------------------------------------------------------
 

@@ -104,14 +104,13 @@ class Pool(Desk, BasePool):
                 return
             self._opened = True
             self._machine.start(self._now())
-            effects = self._effects()
         threading.Thread(
             target=_keep,
             args=(weakref.ref(self), self._inbox),
             name=f"cenote-{self.name}-keeper",
             daemon=True,
         ).start()
-        self._perform(effects)
+        self._flush()
 
     def __enter__(self) -> Pool:
         self.open()
@@ -159,8 +158,7 @@ class Pool(Desk, BasePool):
         deadline = self._now() + timeout
         with self._lock:
             self._machine.drain(self._now(), deadline)
-            effects = self._effects()
-        self._perform(effects)
+        self._flush()
         m = self._machine
         with self._changed:
             return self._changed.wait_for(
@@ -171,8 +169,7 @@ class Pool(Desk, BasePool):
         """End a drain."""
         with self._lock:
             self._machine.resume(self._now())
-            effects = self._effects()
-        self._perform(effects)
+        self._flush()
 
     def close(self, timeout: float = 5.0) -> tuple[Holder, ...]:
         """Close the pool for good. Whoever waits is refused at once; leases have `timeout` seconds to come back,
@@ -184,8 +181,7 @@ class Pool(Desk, BasePool):
         m = self._machine
         with self._lock:
             m.close(self._now())
-            effects = self._effects()
-        self._perform(effects)
+        self._flush()
         with self._changed:
             self._changed.wait_for(lambda: not m.leased.size, timeout)
             late = self._leases()
@@ -266,8 +262,7 @@ class Pool(Desk, BasePool):
                     me = get_ident()
                     got.data = (gate, me)
                     deadlock, risk = self._nested(me, self._is_in_line)
-                effects = self._effects()
-            self._perform(effects)
+            self._flush()
             if isinstance(got, Slot):
                 return got
             if deadlock is not None:
@@ -348,13 +343,13 @@ class Pool(Desk, BasePool):
                     machine.release_broken(slot, self._now(), *self._why_broken(link, conn))
                 if not machine.effects and machine.mode == RUNNING:
                     return
-                effects = self._effects()
+            self._flush()
         except BaseException:
             if slot.state() == "leased":
                 link.conn = conn
                 self._lost(slot, "broken", "private")
+            self._inbox.put(None)  # the keeper performs what the machine still wants
             raise
-        self._perform(effects)
 
     def transaction(self, timeout: float | None = None) -> _Transaction:
         """`with pool.transaction() as conn:` borrow, BEGIN, and COMMIT at the end, or ROLLBACK after an exception.
@@ -402,15 +397,13 @@ class Pool(Desk, BasePool):
         with self._lock:
             self.options = options
             self._machine.resize(self._now(), options.min_size, options.max_size)
-            effects = self._effects()
-        self._perform(effects)
+        self._flush()
 
     def refresh(self) -> None:
         """Replace every connection opened until now: idle ones at once, others when they come back."""
         with self._lock:
             self._machine.refresh(self._now())
-            effects = self._effects()
-        self._perform(effects)
+        self._flush()
 
     # -- effects ------------------------------------------------------------------------------------------------
 
@@ -426,30 +419,40 @@ class Pool(Desk, BasePool):
                 self._inbox.put(None)  # the keeper may be done
         return effects
 
-    def _perform(self, effects: list[tuple[str, Any]]) -> None:
-        """Do it. Called without the lock."""
-        for what, subject in effects:
-            if what in (GRANT, REFUSE):
-                if subject.data is not None:
-                    subject.data[0].release()
-            elif what == WAKE:
-                if self._machine.alarm < self._keeper_sleeps_until:
-                    self._inbox.put(None)
-            else:
-                self._workers.submit(_WORKS[what], self, subject)
-
     def _flush(self) -> None:
-        with self._lock:
-            effects = self._effects()
-        self._perform(effects)
+        """Do it. Called without the lock.
+
+        An interrupt in the middle (KeyboardInterrupt) must lose nothing: what is not done goes back to the
+        machine, for the keeper. Doing the last one twice is harmless: a gate may be opened twice, and of two
+        workers sent to a slot only one finds that its work is still owed.
+        """
+        effects: list[tuple[str, Any]] = []
+        done = 0
+        try:
+            with self._lock:
+                effects = self._effects()
+            for what, subject in effects:
+                if what in (GRANT, REFUSE):
+                    if subject.data is not None and subject.data[0].locked():
+                        subject.data[0].release()
+                elif what == WAKE:
+                    if self._machine.alarm < self._keeper_sleeps_until:
+                        self._inbox.put(None)
+                else:
+                    self._workers.submit(_WORKS[what], self, subject)
+                done += 1
+        except BaseException:
+            with self._lock:
+                self._machine.effects = effects[done:] + self._machine.effects
+            self._inbox.put(None)
+            raise
 
     def _input(self, method: Callable[..., Any], *args: Any) -> Any:
         """Feed the machine and perform what follows."""
         with self._lock:
             answer = method(*args)
-            effects = self._effects()
             self._changed.notify_all()
-        self._perform(effects)
+        self._flush()
         return answer
 
     def _lost(self, slot: Slot, reason: str, failure: str) -> None:
@@ -459,9 +462,15 @@ class Pool(Desk, BasePool):
     def _tick(self) -> None:
         self._input(self._machine.tick, self._now())
 
+    def _begin(self, slot: Slot) -> bool:
+        """Is the work that was ordered on this slot still to be done? Then it is the caller's."""
+        with self._lock:
+            owed, slot.owed = slot.owed, False
+        return owed
+
     def _open_one(self, slot: Slot) -> None:
         machine = self._machine
-        if not self._input(machine.dial_needed, slot, self._now()):
+        if not (self._begin(slot) and self._input(machine.dial_needed, slot, self._now())):
             return
         conn: Any = None
         started = self._now()
@@ -494,6 +503,8 @@ class Pool(Desk, BasePool):
         self._check_one(slot, self._prove)
 
     def _peek_one(self, slot: Slot) -> None:
+        if not self._begin(slot):
+            return
         link: Any = slot.data
         sqlstate = self._driver.peek(link.conn)
         if sqlstate is None:
@@ -503,6 +514,8 @@ class Pool(Desk, BasePool):
             self._input(self._machine.check_failed, slot, self._now(), "server_closed", failure)
 
     def _check_one(self, slot: Slot, prove: Callable[[Any], None]) -> None:
+        if not self._begin(slot):
+            return
         link: Any = slot.data
         try:
             prove(link.conn)
@@ -513,6 +526,8 @@ class Pool(Desk, BasePool):
             self._input(self._machine.check_passed, slot, self._now(), True)
 
     def _reset_one(self, slot: Slot) -> None:
+        if not self._begin(slot):
+            return
         link: Any = slot.data
         conn, touched = link.conn, link.session.touched
         try:
@@ -534,6 +549,8 @@ class Pool(Desk, BasePool):
             self._tell("reset", "touched", detail=hex(touched))
 
     def _close_one(self, slot: Slot) -> None:
+        if not self._begin(slot):
+            return
         link: Any = slot.data
         conn, link.conn = link.conn, None
         self._close_quietly(conn, link.handle)
@@ -554,6 +571,8 @@ class Pool(Desk, BasePool):
             self._forget(dropped)
             self._tell_leak(dropped)
             self._lost(dropped.slot, "leaked", "private")
+        if self._machine.effects:
+            self._flush()
         if self._machine.alarm <= self._now():
             self._tick()
         for link in self._long_leases(self._now(), self._leases()):
