@@ -731,6 +731,8 @@ def test_a_failed_dial_says_whose_fault_it_is(pg18: embedded.Postgres, database:
         settings = {"no_such_setting": "x"}
         assert await dial(database, server_settings=settings) == (Failure.PERMANENT, "42704")
         assert await dial(database, target_session_attrs="standby") == (Failure.TEMPORARY, "")
+        # asyncpg 0.31 closes the connection it rejected in a task of its own.
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))
 
     asyncio.run(main())
 

@@ -33,7 +33,8 @@ async def test_a_connection_block_that_raises_rolls_back_as_the_driver_does(any_
 
 @behaviour
 async def test_a_transaction_block_commits_at_its_end(any_kit: Kit) -> None:
-    async with any_kit.pool(max_size=2) as pool:
+    async with any_kit.pool(min_size=2, max_size=2) as pool:
+        await pool.wait_ready()
         async with pool.transaction() as conn:
             await write(any_kit, conn, "one")
             assert await notes(pool) == [], "others see it before the commit"

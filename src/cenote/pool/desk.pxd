@@ -15,7 +15,7 @@ cdef class Desk:
     cdef public double _in_query_s
 
     @cython.locals(machine=Machine, slot=Slot, best=Slot, link=Link, now=double)
-    cdef _lend(self, bint scoped)
+    cdef _lend(self, bint scoped, bint once)
     @cython.locals(machine=Machine, slot=Slot, link=Link, now=double, effects=bint)
     cdef bint _take_back(self, object conn) except -1
     cdef _drop(self, Slot slot)

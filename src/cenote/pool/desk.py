@@ -54,7 +54,7 @@ class Desk:
         :raises AcquireRefused: another of its subclasses: QueueFull, Shed, PoolDraining, PoolClosed,
             ConnectFailed, NestedAcquireDeadlock
         """
-        conn = self._lend(False) if timeout is None else None
+        conn = self._lend(False, False) if timeout is None else None
         return self._borrow(timeout, False) if conn is None else conn
 
     def release(self, conn: Any) -> None:
@@ -76,7 +76,7 @@ class Desk:
 
     def _once(self, run: Callable[[Any, Any, Any], Any], sql: Any, params: Any, timeout: float | None) -> Any:
         """One statement on a connection borrowed for it."""
-        conn = self._lend(True) if timeout is None else None
+        conn = self._lend(True, True) if timeout is None else None
         if conn is None:
             conn = self._borrow(timeout, True)
         try:
@@ -97,8 +97,8 @@ class Desk:
         """Perform the machine's effects. Called without the lock."""
         raise TypeError("a desk without a pool")
 
-    def _lend(self, scoped: bool) -> Any:
-        """A connection, or None: go the long way."""
+    def _lend(self, scoped: bool, once: bool) -> Any:
+        """A connection, or None: go the long way. `once`: for one statement of the pool's own."""
         machine = self._machine
         slot: Any = None
         try:
@@ -109,7 +109,7 @@ class Desk:
                     return None
                 slot = machine.acquire(now, 0.0)
             link = slot.data
-            conn = link.lend(get_ident(), scoped)
+            conn = link.lend_once(get_ident()) if once else link.lend(get_ident(), scoped)
             self._lent[link.key] = link
             return conn
         except BaseException:
@@ -176,7 +176,7 @@ class Block:
 
     def __enter__(self) -> Any:
         desk = self.desk
-        conn = desk._lend(True) if self.timeout is None else None
+        conn = desk._lend(True, False) if self.timeout is None else None
         if conn is None:
             conn = desk._borrow(self.timeout, True)
         self.conn = conn

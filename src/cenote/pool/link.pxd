@@ -15,4 +15,5 @@ cdef class Link:
     cdef public bint warned
     cdef public object ref
 
+    cpdef lend_once(self, object holder)
     cpdef lend(self, object holder, bint scoped)

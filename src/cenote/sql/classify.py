@@ -11,8 +11,9 @@ from cenote.sql.scan import scan
 from cenote.sql.verdict import Verdict
 
 _MAX_CACHED_TEXT = 16_384
+_PLAIN_TEXTS, _MAX_PLAIN_TEXT = 1_024, 256
 
-# Texts with literals in them never repeat. Most are of a kind that needs no reading: with no parenthesis
+# Texts with literals in them hardly repeat. Most are of a kind that needs no reading: with no parenthesis
 # there is no call, with no `;` but the last no second statement, and what is left out of the class
 # (backslash, dollar, double quote, &, slash, --) cannot start a token that reads otherwise. INSERT may have
 # parentheses around its columns and its rows.
@@ -50,9 +51,12 @@ class Classifier:
     asked for again comes back from there, so whatever was used within the last half of the bound stays.
     Safe to call from many threads, with and without the GIL: reading a dictionary is atomic, and
     whoever changes one holds the lock.
+
+    Plain texts have a small dictionary of their own, emptied when full: the expression that knows them costs
+    2 us right after a round trip, and texts with literals must not push out what took long to read.
     """
 
-    __slots__ = ("_characters", "_entries", "_lock", "_old", "_young", "_young_characters")
+    __slots__ = ("_characters", "_entries", "_lock", "_old", "_plain", "_young", "_young_characters")
 
     def __init__(self, entries: int = 4096, characters: int = 4_194_304) -> None:
         self._entries = max(1, entries // 2)
@@ -61,16 +65,21 @@ class Classifier:
         self._young: dict[str, Verdict] = {}
         self._old: dict[str, Verdict] = {}
         self._young_characters = 0
+        self._plain: dict[str, Verdict] = {}
 
     def classify(self, text: str) -> Verdict:
         """What running `text` may do to the session; never raises, whatever the text."""
-        return self._young.get(text) or self._classify(text)
+        return self._young.get(text) or self._plain.get(text) or self._classify(text)
 
     def _classify(self, text: str) -> Verdict:
         verdict = self._old.get(text)
         if verdict is None:
             verdict = _plain(text)
             if verdict is not None:
+                if len(text) <= _MAX_PLAIN_TEXT:
+                    if len(self._plain) >= _PLAIN_TEXTS:
+                        self._plain = {}
+                    self._plain[text] = verdict
                 return verdict
             verdict = scan(text)
             if len(text) > _MAX_CACHED_TEXT:

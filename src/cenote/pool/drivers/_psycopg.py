@@ -26,7 +26,7 @@ from cenote.reasons import Failure, failure_of
 from cenote.sql import touch
 
 import psycopg  # isort: skip  (after `_psycopg_dial`, which says what to install)
-from psycopg import errors, generators, pq  # isort: skip
+from psycopg import errors, generators, pq, rows  # isort: skip
 from psycopg.conninfo import conninfo_to_dict, make_conninfo  # isort: skip
 
 __all__ = ["KINDS", "LISTENS", "UNSEEN", "Common", "Waits", "Watched", "dial_until", "refused"]
@@ -149,6 +149,28 @@ class Canceller:
 
 
 # -- what needs no network ----------------------------------------------------------------------------------
+
+
+_PLAIN_CURSORS = (psycopg.Cursor, psycopg.AsyncCursor)
+
+
+def kept_cursor(conn: Any) -> Any:
+    """A cursor for one value: the one of the last time, because making one costs as much as all else we add."""
+    session = conn._session
+    cursor = session.kept
+    if cursor is None:
+        return conn.cursor_factory(conn, row_factory=rows.tuple_row)
+    session.kept = None
+    cursor._conn = conn
+    return cursor
+
+
+def keep_cursor(conn: Any, cursor: Any) -> None:
+    """Keep it, without the connection, which must be collected when a borrower drops it; not one that holds more
+    than a row, nor one of the user's own class."""
+    if cursor._rowcount <= 1 and type(cursor) in _PLAIN_CURSORS:
+        cursor._conn = None
+        conn._session.kept = cursor
 
 
 class Common:

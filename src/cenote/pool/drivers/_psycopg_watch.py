@@ -258,3 +258,4 @@ def tidy(conn: Any) -> None:
     conn._prepared.prepare_threshold, conn.prepared_max = conn._base_prepare
     values["_adapters"] = _Adapters(conn._base_adapters, conn._session)
     conn._session.attributes = False
+    conn._session.kept = None

@@ -37,11 +37,13 @@ class Session:
     in_query_s: time spent in queries during the current lease
     statements: statements seen during the current lease
     sqlstate: SQLSTATE of the last error that came from the server ("" for none)
+    kept: what its adapter keeps from one one-shot statement to the next, never a way back to the connection
     """
 
     __slots__ = (
         "attributes",
         "in_query_s",
+        "kept",
         "last_sql",
         "query_since_s",
         "sqlstate",
@@ -57,6 +59,7 @@ class Session:
         self.in_query_s = 0.0
         self.statements = 0
         self.sqlstate = ""
+        self.kept: Any = None
 
     def query_starts(self) -> None:
         self.query_since_s = monotonic()

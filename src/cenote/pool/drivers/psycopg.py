@@ -13,7 +13,7 @@ from cenote.pool.drivers import _psycopg as shared
 from cenote.pool.drivers import base
 
 import psycopg  # isort: skip  (after `_psycopg`, which says what to install)
-from psycopg import rows, waiting  # isort: skip
+from psycopg import waiting  # isort: skip
 
 _wait: Any = psycopg.Connection.wait
 _kind_at = shared.KINDS.get
@@ -156,11 +156,16 @@ class PsycopgDriver(shared.Common):
         return self._once(conn, conn.row_factory, sql, params).fetchone()
 
     def fetch_value(self, conn: Any, sql: Any, params: Any) -> Any:
-        return self._once(conn, rows.scalar_row, sql, params).fetchone()
+        cursor = shared.kept_cursor(conn)
+        row = self._execute(conn, cursor, sql, params).fetchone()
+        shared.keep_cursor(conn, cursor)
+        return row[0] if row else None
 
     def _once(self, conn: Any, row_factory: Any, sql: Any, params: Any) -> Any:
+        return self._execute(conn, conn.cursor_factory(conn, row_factory=row_factory), sql, params)
+
+    def _execute(self, conn: Any, cursor: Any, sql: Any, params: Any) -> Any:
         """Execute in autocommit. It is a client-side matter: psycopg sends BEGIN when it is off."""
-        cursor = conn.cursor_factory(conn, row_factory=row_factory)
         if conn._autocommit:
             return cursor.execute(sql, params)
         conn.__dict__["_autocommit"] = True  # not by the setter, which marks the session

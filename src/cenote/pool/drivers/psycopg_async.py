@@ -9,6 +9,7 @@ waits for the answer (5 s at most, then it closes the connection); housekeeping 
 import asyncio
 import inspect
 import os
+from collections.abc import Awaitable
 from contextlib import suppress
 from time import monotonic
 from typing import Any
@@ -17,7 +18,7 @@ from cenote.pool.drivers import _psycopg as shared
 from cenote.pool.drivers import base
 
 import psycopg  # isort: skip  (after `_psycopg`, which says what to install)
-from psycopg import errors, rows, waiting  # isort: skip
+from psycopg import errors, waiting  # isort: skip
 
 _wait: Any = psycopg.AsyncConnection.wait
 _kind_at = shared.KINDS.get
@@ -162,11 +163,17 @@ class AsyncPsycopgDriver(shared.Common):
         return await (await self._once(conn, conn.row_factory, sql, params)).fetchone()
 
     async def fetch_value(self, conn: Any, sql: Any, params: Any) -> Any:
-        return await (await self._once(conn, rows.scalar_row, sql, params)).fetchone()
+        cursor = shared.kept_cursor(conn)
+        await self._execute(conn, cursor, sql, params)
+        row = await cursor.fetchone()
+        shared.keep_cursor(conn, cursor)
+        return row[0] if row else None
 
-    async def _once(self, conn: Any, row_factory: Any, sql: Any, params: Any) -> Any:
+    def _once(self, conn: Any, row_factory: Any, sql: Any, params: Any) -> Awaitable[Any]:
+        return self._execute(conn, conn.cursor_factory(conn, row_factory=row_factory), sql, params)
+
+    async def _execute(self, conn: Any, cursor: Any, sql: Any, params: Any) -> Any:
         """Execute in autocommit. It is a client-side matter: psycopg sends BEGIN when it is off."""
-        cursor = conn.cursor_factory(conn, row_factory=row_factory)
         if conn._autocommit:
             return await cursor.execute(sql, params)
         conn.__dict__["_autocommit"] = True  # not by the setter, which marks the session
