@@ -100,7 +100,7 @@ async def test_two_killed_within_a_second_mean_the_server(kit: Kit) -> None:
 async def test_sessions_the_server_ends_for_being_idle_say_nothing_of_the_others(
     kit: Kit, request: pytest.FixtureRequest
 ) -> None:
-    tells_why(kit, request, "asyncpg", "psycopg2")
+    tells_why(kit, request, "psycopg2")
     async with kit.pool(min_size=0, max_size=5, peek_after=0) as pool:
         conns = [await pool.acquire() for _ in range(5)]
         others = [kit.pid(conn) for conn in conns[:2]]
@@ -121,7 +121,7 @@ async def test_sessions_the_server_ends_for_being_idle_say_nothing_of_the_others
 async def test_transactions_the_server_ends_for_being_idle_say_nothing_of_the_others(
     kit: Kit, request: pytest.FixtureRequest
 ) -> None:
-    tells_why(kit, request, "asyncpg", "psycopg2")
+    tells_why(kit, request, "psycopg2")
     async with kit.pool(min_size=0, max_size=5, peek_after=0) as pool:
         conns = [await pool.acquire() for _ in range(5)]
         others = [kit.pid(conn) for conn in conns[:2]]
@@ -142,11 +142,8 @@ async def test_transactions_the_server_ends_for_being_idle_say_nothing_of_the_ot
 
 
 @behaviour
-async def test_idle_connections_ended_by_idle_session_timeout_are_not_lent_and_flush_nothing(
-    kit: Kit, request: pytest.FixtureRequest
-) -> None:
+async def test_idle_connections_ended_by_idle_session_timeout_are_not_lent_and_flush_nothing(kit: Kit) -> None:
     """The same, while they lie in the pool: it is the pool that reads the server's last word."""
-    tells_why(kit, request, "asyncpg")
     dsn = kit.dsn + ("&" if kit.kind == "asyncpg" else "&options=-c%20") + "idle_session_timeout%3D250"
     dsn = dsn.replace("%3D", "=") if kit.kind == "asyncpg" else dsn
     async with kit.pool(dsn, min_size=0, max_size=4, peek_after=0) as pool:

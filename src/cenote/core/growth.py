@@ -64,7 +64,7 @@ class Growth:
         :param pending: dials under way
         :param room: slots left below the limit
         :param missing: connections missing to the warm minimum, those pending not counted as missing
-        :param leased: leases out, of which the latest began at `newest`
+        :param leased: leases out or being reset, of which the latest began at `newest`
         """
         self.look_at = NEVER
         asked = waiting - pending

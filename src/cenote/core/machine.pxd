@@ -84,7 +84,7 @@ cdef class Machine:
     cdef _place(self, Slot slot, double now, double unused_since)
     @cython.locals(chosen=Waiter, candidate=Waiter, passed=Waiter, looked=int)
     cdef Waiter _next_waiter(self, Slot slot, double now)
-    @cython.locals(missing=long, newest=double, room=long, dials=long, asked=long, nth=long)
+    @cython.locals(missing=long, newest=double, returning=long, room=long, dials=long, asked=long, nth=long)
     cdef _grow(self, double now)
     cdef _lost(self, Slot slot, double now, str reason, str failure)
     @cython.locals(other=Slot)

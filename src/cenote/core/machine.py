@@ -461,11 +461,15 @@ class Machine:
         missing = self.min_size - (self.size - self.closing.size) if self.mode == RUNNING else 0
         if missing <= 0 and not self.waiting.size:
             return
-        newest = self.leased.last.since if self.leased.size else now
+        # What is being reset comes back too; the oldest of those, so that one that hangs does not look new.
+        returning = self.leased.size + self.resetting.size
+        newest = now
+        if self.leased.size:
+            newest = self.leased.last.since
+        elif self.resetting.size:
+            newest = self.resetting.first.since
         room = self.max_size - self.size
-        dials = self.growth.wanted(
-            now, self.connecting.size, room, missing, self.waiting.size, self.leased.size, newest
-        )
+        dials = self.growth.wanted(now, self.connecting.size, room, missing, self.waiting.size, returning, newest)
         if self.growth.look_at != NEVER:
             self._arm(self.growth.look_at)
         asked = self.waiting.size - self.connecting.size

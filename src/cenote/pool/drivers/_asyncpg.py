@@ -46,6 +46,7 @@ class Session(base.Session):
         "codecs",
         "forgotten",
         "last_socket",
+        "last_word",
         "named",
         "on_end",
         "opened",
@@ -74,6 +75,7 @@ class Session(base.Session):
         self.base_touched = 0
         self.seen = ""
         self.seen_touches = 0
+        self.last_word = ""  # why the server ended the session, as SQLSTATE
         self.abandoned = False  # a query runs whose coroutine has gone
         self.by_borrower = False  # who closed it
         self.on_end: asyncio.Future[None] | None = None  # wanted by who waits for the running query
@@ -105,7 +107,9 @@ class Session(base.Session):
             self.abandoned = True  # thrown away in mid-flight: nobody reads the answer, it stays BUSY
             raise
         except asyncpg.PostgresError as error:
-            self.sqlstate = error.sqlstate or ""
+            # "closed in the middle of operation" has the server's last word for a cause (asyncpg 0.32)
+            cause = getattr(error.__cause__, "sqlstate", None)
+            self.sqlstate = self.last_word or cause or error.sqlstate or ""
             self.query_ends()
             raise
         except BaseException:
@@ -124,6 +128,9 @@ class Session(base.Session):
             return None
 
 
+_data_received = PlainProtocol.data_received
+
+
 class _Protocol(PlainProtocol):  # type: ignore[misc]
     """asyncpg's protocol, watched.
 
@@ -133,6 +140,15 @@ class _Protocol(PlainProtocol):  # type: ignore[misc]
     """
 
     cenote: Session
+
+    def data_received(self, data: bytes) -> None:
+        session = self.cenote
+        if not session.query_since_s and b"\0VFATAL\0" in data:
+            # To an idle session: why the server ends it; the end follows at once. asyncpg would drop it, and
+            # until the end came answer the next statement with an error about its own state.
+            session.sqlstate = session.last_word = base.fatal_state(data) or ""
+        else:
+            _data_received(self, data)
 
     def query(self, query: str, *rest: Any) -> Awaitable[Any]:
         self.cenote.executes(query)
@@ -186,6 +202,7 @@ def lease_class(parent: type[Any]) -> type[Any]:
             self._cenote = Session(protocol, transport)
             protocol.__class__ = _Protocol
             protocol.cenote = self._cenote
+            transport.set_protocol(protocol)  # uvloop keeps the bound method that it calls
 
         def __del__(self) -> None:
             """Nothing: asyncpg's would warn and terminate; the pool reports a dropped lease and closes it."""

@@ -35,6 +35,7 @@ except ImportError as missing:
 
 _LONG_S = 86_400.0  # our own timeouts are around asyncpg's; None would mean the user's command_timeout
 _GIVE_UP_S = 1.0  # for closing a connection whose first statement failed
+_LOST = "08003"  # asyncpg's own SQLSTATE for an end it has no word for
 _PING = "SELECT 1"  # not the empty query: asyncpg fails on its answer (0.29 to 0.32)
 
 # Statements prepared by the protocol under a name of the borrower's choice. asyncpg's own stay: its cache
@@ -125,15 +126,15 @@ class AsyncpgDriver:
     def peek(self, conn: Any) -> str | None:
         transport = conn._transport
         if self.condition(conn) == BROKEN or transport.is_closing():
-            return ""  # the event loop has read the server's last word and asyncpg has not kept it
+            return str(conn._cenote.last_word)
         encrypted = transport.get_extra_info("ssl_object") is not None
         return base.peek_socket(transport.get_extra_info("socket").fileno(), encrypted=encrypted)
 
     def failure(self, error: BaseException) -> tuple[Failure, str]:
-        if isinstance(error, asyncpg.PostgresError):
-            if isinstance(error, asyncpg.ConnectionDoesNotExistError) and error.__cause__ is not None:
-                return self.failure(error.__cause__)  # the server's last word, or what befell the socket
-            sqlstate = error.sqlstate or ""
+        sqlstate = getattr(error, "sqlstate", None) or ""
+        if isinstance(error, asyncpg.ConnectionDoesNotExistError) and sqlstate == _LOST and error.__cause__:
+            return self.failure(error.__cause__)  # the server's last word, or what befell the socket
+        if sqlstate:
             return failure_of(sqlstate), sqlstate
         if isinstance(error, asyncpg.InterfaceError) and "closed" in str(error):
             return Failure.CONNECTION, ""
@@ -334,7 +335,12 @@ class AsyncpgDriver:
 
 async def _send(conn: Any, script: str) -> None:
     """One simple query of the pool's own: not noted as the borrower's."""
-    await lease.PlainProtocol.query(conn._protocol, script, _LONG_S)
+    try:
+        await lease.PlainProtocol.query(conn._protocol, script, _LONG_S)
+    except (asyncpg.ConnectionDoesNotExistError, asyncpg.InterfaceError) as error:
+        if conn._cenote.last_word:
+            error.sqlstate = conn._cenote.last_word  # not "connection lost", but why: `failure` reads it
+        raise
 
 
 def _spread(params: Any) -> Any:

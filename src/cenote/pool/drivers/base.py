@@ -252,7 +252,7 @@ def peek_socket(descriptor: int, *, encrypted: bool) -> str | None:
         sock.detach()
     if not start:
         return ""
-    sqlstate = None if encrypted else _fatal_state(start)
+    sqlstate = None if encrypted else fatal_state(start)
     return "" if sqlstate is None and gone else sqlstate
 
 
@@ -269,7 +269,7 @@ def shut_socket(descriptor: int) -> None:
         sock.detach()
 
 
-def _fatal_state(data: bytes) -> str | None:
+def fatal_state(data: bytes) -> str | None:
     """The SQLSTATE of the first ErrorResponse in `data`, or None if there is none (notices, notifications,
     parameter changes may arrive while idle)."""
     at = 0
