@@ -691,6 +691,9 @@ def test_peek_reads_the_servers_last_word(pg18: embedded.Postgres, database: str
         assert driver.peek(conn) == "57P01"
         await until(lambda: driver.condition(conn) == BROKEN)  # the event loop has read it now
         assert driver.peek(conn) == driver.session(conn).sqlstate == "57P01"
+        with pytest.raises((asyncpg.ConnectionDoesNotExistError, asyncpg.InterfaceError)) as caught:
+            await driver.ping(conn, 5)
+        assert driver.failure(caught.value) == (Failure.CONNECTION, "57P01")
         assert not driver.closed_by_borrower(conn)
 
     run(database, steps)

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from cenote import errors
+from cenote.testing.postgres import wait_until
 from pool_kit import Kit, add_up, behaviour, raises_clearly, until
 
 # -- who gets which connection ---------------------------------------------------------------------------------
@@ -276,3 +277,24 @@ async def test_time_in_queries_is_told_from_time_held_idle(kit: Kit) -> None:
         more = await pool.settled()
         assert more.idle_while_held_s - stats.idle_while_held_s >= 0.1
         assert more.in_query_s - stats.in_query_s < more.hold.sum_s - stats.hold.sum_s - 0.09
+
+
+def test_an_adapter_that_cannot_tell_a_connections_condition_costs_the_connection_and_not_its_slot(
+    dsn: str,
+) -> None:
+    from cenote.config import PoolOptions
+    from cenote.pool.drivers.psycopg import PsycopgDriver
+
+    class Puzzled(PsycopgDriver):
+        def condition(self, conn: Any) -> int:  # type: ignore[override]
+            raise LookupError("no idea")
+
+    driver = Puzzled(dsn, {}, PoolOptions())
+    with cenote.Pool(driver=driver, min_size=0, max_size=1) as pool:
+        for number in range(2):
+            conn = pool.acquire(10)
+            with pytest.raises(LookupError, match="no idea"):
+                pool.release(conn)
+            wait_until(lambda number=number: pool.stats().closed == {"broken": number + 1})  # type: ignore[misc]
+        wait_until(lambda: pool.stats().size == 0)
+        pool.assert_all_returned()

@@ -67,8 +67,8 @@ def test_each_verb_has_a_help_with_its_options(verb: str) -> None:
 
 def test_the_help_of_the_demo_states_ranges_and_defaults() -> None:
     words = " ".join(cenote("demo", "--help").stdout.split())
-    assert "Callers that ask at the same moment (1 to 10000). [default: 1000]" in words
-    assert "Connections of the pool (1 to 1000). [default: 10]" in words
+    assert "Callers that ask at the same moment (1 to 10,000). [default: 1000]" in words
+    assert "Connections of the pool (1 to 1,000). [default: 10]" in words
 
 
 def test_an_unknown_verb_exits_2_and_is_named() -> None:
@@ -129,9 +129,9 @@ def test_the_demo_says_which_extra_is_missing(blocked: str, words: list[str], ex
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--clients", "0"], "clients = 0: allowed is 1 to 10000"),
+        (["--clients", "0"], "clients = 0: allowed is 1 to 10,000"),
         (["--clients", "many"], "--clients"),
-        (["--requests", "-1"], "requests = -1: allowed is 1 to 1000"),
+        (["--requests", "-1"], "requests = -1: allowed is 1 to 1,000"),
         (["--pool-size", "0"], "pool_size = 0"),
         (["--pool-size", "98"], "pool_size = 98 does not fit into max_connections = 100"),
         (["--seconds", "0"], "seconds = 0.0: allowed is more than 0 to 50 seconds"),

@@ -116,10 +116,11 @@ class AsyncpgDriver:
 
     def condition(self, conn: Any) -> int:
         protocol = conn._protocol
-        if protocol is None or not protocol.is_connected():
+        session = conn._cenote
+        if protocol is None or session.last_word or not protocol.is_connected():
             return BROKEN
         # A cancel under way counts as busy until it is known to have arrived: see `_settle_cancels`.
-        if conn._cenote.query_since_s or conn._cancellations or protocol._is_cancelling():
+        if session.query_since_s or conn._cancellations or protocol._is_cancelling():
             return BUSY
         return IN_TRANSACTION if protocol.is_in_transaction() else IDLE
 
@@ -339,7 +340,7 @@ async def _send(conn: Any, script: str) -> None:
         await lease.PlainProtocol.query(conn._protocol, script, _LONG_S)
     except (asyncpg.ConnectionDoesNotExistError, asyncpg.InterfaceError) as error:
         if conn._cenote.last_word:
-            error.sqlstate = conn._cenote.last_word  # not "connection lost", but why: `failure` reads it
+            vars(error)["sqlstate"] = conn._cenote.last_word  # not "connection lost", but why: `failure` reads it
         raise
 
 
