@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import re
 import time
+from typing import Any
 
 import pytest
 
+import cenote
 from cenote import errors
 from cenote.testing.postgres import wait_until
 from pool_kit import Kit, add_up, behaviour, raises_clearly, until

@@ -166,12 +166,12 @@ def test_a_fork_while_other_threads_use_the_pool_does_not_hang(dsn: str, driver:
             except BaseException as error:
                 failures.append(error)
 
-        users = [threading.Thread(target=user) for _ in range(4)]
+        users = [threading.Thread(target=user, daemon=True) for _ in range(4)]
         for each in users:
             each.start()
 
         def worker():
-            assert pool.fetch_value("SELECT 1", timeout=10) == 1
+            assert pool.fetch_value("SELECT 1", timeout=15) == 1
 
         for _ in range(5):
             ended_well(child(worker))

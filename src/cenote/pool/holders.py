@@ -73,17 +73,22 @@ def describe(link: Link, driver: Any, now: float) -> Holder:
     )
 
 
-def cause(holders: Sequence[Holder], *, limit: int, connecting: int, down: BaseException | None) -> str:
-    """One sentence: which of the known causes keeps connections from being free."""
+def cause(
+    holders: Sequence[Holder], *, limit: int, leased: int, connecting: int, down: BaseException | None
+) -> str:
+    """One sentence: which of the known causes keeps connections from being free.
+
+    leased: of these some may be on their way to a waiter that was just granted one, who holds nothing yet
+    """
     if down is not None:
         return f"The database cannot be reached: {first_line(down)}"
-    if not holders and connecting:
+    if not holders and connecting and not leased:
         return f"{connecting} of {limit} connections are still being dialed: raise acquire_timeout or min_size."
-    if not holders:
+    if not holders and not leased:
         return "No lease is out: connections are being reset, checked or closed; see the pool's log."
     busy = [holder for holder in holders if holder.in_query or holder.in_query_s > holder.idle_s]
     idle = len(holders) - len(busy)
-    if max(holder.age_s for holder in holders) < 0.1:
+    if max((holder.age_s for holder in holders), default=0.0) < 0.1:
         return "Leases are short, but more callers arrive than connections can serve: raise max_size or shed load."
     if idle * 2 >= len(holders):
         return (
