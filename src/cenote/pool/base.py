@@ -227,7 +227,8 @@ class BasePool:
         down = self._dial_error if m.growth.failures else None
         first = m.waiting.first
         oldest = now - (first.since if first is not None else waiter.since)
-        why = cause(holders, limit=m.max_size, leased=m.leased.size, connecting=m.connecting.size, down=down)
+        cleaning = m.resetting.size + m.checking.size + m.closing.size
+        why = cause(holders, limit=m.max_size, connecting=m.connecting.size, cleaning=cleaning, down=down)
         error = errors.AcquireTimeout(
             f"no connection within {timeout:.2f} s ({m.leased.size}/{m.max_size} leased, "
             f"{m.connecting.size} dialing, {m.waiting.size} waiting, oldest {max(0.0, oldest):.2f} s). {why}",

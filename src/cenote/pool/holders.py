@@ -74,17 +74,18 @@ def describe(link: Link, driver: Any, now: float) -> Holder:
 
 
 def cause(
-    holders: Sequence[Holder], *, limit: int, leased: int, connecting: int, down: BaseException | None
+    holders: Sequence[Holder], *, limit: int, connecting: int, cleaning: int, down: BaseException | None
 ) -> str:
     """One sentence: which of the known causes keeps connections from being free.
 
-    leased: of these some may be on their way to a waiter that was just granted one, who holds nothing yet
+    cleaning: connections being reset, checked or closed; without holders there need be none, when every lease
+        is just between two hands
     """
     if down is not None:
         return f"The database cannot be reached: {first_line(down)}"
-    if not holders and connecting and not leased:
+    if not holders and connecting:
         return f"{connecting} of {limit} connections are still being dialed: raise acquire_timeout or min_size."
-    if not holders and not leased:
+    if not holders and cleaning:
         return "No lease is out: connections are being reset, checked or closed; see the pool's log."
     busy = [holder for holder in holders if holder.in_query or holder.in_query_s > holder.idle_s]
     idle = len(holders) - len(busy)

@@ -4,6 +4,7 @@ The in-process pools and the proxy ask before a text is sent. It refuses to see 
 (triggers, function bodies, views): `Verdict.hidden` and `Verdict.unknown_functions` say where to look.
 """
 
+import os
 import re
 import threading
 
@@ -94,6 +95,10 @@ class Classifier:
                 self._young[text] = verdict
         return verdict
 
+    def renew_lock(self) -> None:
+        """In a forked child: another thread of the parent may have held it."""
+        self._lock = threading.Lock()
+
     def cached(self) -> tuple[int, int]:
         """How many texts are cached, and how many characters they have together."""
         with self._lock:
@@ -101,4 +106,6 @@ class Classifier:
         return len(texts), sum(map(len, texts))
 
 
-classify = Classifier().classify
+_shared = Classifier()
+classify = _shared.classify
+os.register_at_fork(after_in_child=_shared.renew_lock)
