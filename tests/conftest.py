@@ -5,6 +5,7 @@ are shared, and a test leaves nothing in them: it takes `database`, which is new
 """
 
 import platform
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -21,6 +22,10 @@ settings.register_profile(
     "long", max_examples=3000, stateful_step_count=150, database=None, deadline=None, print_blob=True
 )
 settings.load_profile("fast")
+
+# A shell that runs the suite in the background has SIGINT ignored, and children inherit that; some tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -199,7 +199,10 @@ class AsyncPool(BasePool):
                 base.logger.warning('pool "%s": cancel failed: %s', self.name, error)
             await self._until(lambda: link.slot.state() != "leased", 1.0)
         if link.slot.state() == "leased" and self._lent.get(link.key) is link:
-            self._driver.cut(conn)
+            try:
+                self._driver.cut(conn)
+            except Exception as error:
+                base.logger.warning('pool "%s": cut failed: %s', self.name, error)
 
     async def _until(self, condition: Callable[[], bool], timeout: float) -> bool:
         """Wait until `condition` holds, which only the machine's moves can bring about."""
@@ -325,10 +328,22 @@ class AsyncPool(BasePool):
         return None
 
     async def _prove(self, conn: Any) -> None:
-        if self._check is not None:
-            await _maybe(self._check(conn), base.CHECK_TIMEOUT_S)
-        else:
+        if self._check is None:
             await self._driver.ping(conn, base.CHECK_TIMEOUT_S)
+            return
+        await _maybe(self._check(conn), base.CHECK_TIMEOUT_S)
+        session = self._driver.session(conn)
+        if session.touched or session.attributes or self._driver.condition(conn) != IDLE:
+            await self._driver.reset(conn, session.touched, base.RESET_TIMEOUT_S)
+
+    async def _configured(self, conn: Any, timeout_s: float) -> None:
+        """Run the configure hook as a block: what it set is committed. Then the connection is in base state."""
+        if self._configure is not None:
+            await _maybe(self._configure(conn), timeout_s)
+            await self._driver.leave(conn, False)
+            if self._driver.condition(conn) != IDLE:
+                raise self._left_open("configure")
+        self._driver.settle(conn)
 
     async def release(self, conn: Any) -> None:
         """Give a connection back. Never awaits: what has to be undone is undone in a task of the pool.
@@ -345,8 +360,9 @@ class AsyncPool(BasePool):
         machine = self._machine
         link.conn = conn
         try:
-            self._account(link)
             verdict = self._verdict(link, conn)
+            why = self._why_broken(link, conn) if verdict == "broken" else ("", "")
+            self._account(link)
         except BaseException:
             machine.release_broken(slot, self._now(), "broken", "private")
             self._perform()
@@ -356,7 +372,7 @@ class AsyncPool(BasePool):
         elif verdict == "touched":
             machine.release_touched(slot, self._now())
         else:
-            machine.release_broken(slot, self._now(), *self._why_broken(link, conn))
+            machine.release_broken(slot, self._now(), *why)
         if machine.effects or machine.mode != RUNNING:
             self._perform()
 
@@ -445,16 +461,31 @@ class AsyncPool(BasePool):
             elif what == WAKE:
                 self._arm()
             else:
-                self._start(_WORKS[what](self, subject))
+                self._start(what, subject)
         for condition, done in self._watchers:
             if not done.done() and condition():
                 done.set_result(None)
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        assert self._loop is not None
-        task = self._loop.create_task(work, name=f"cenote-{self.name}")
+    def _start(self, what: str, slot: Slot) -> None:
+        loop = self._loop
+        assert loop is not None
+        begun = False
+
+        async def work() -> None:
+            nonlocal begun
+            begun = True
+            await _WORKS[what](self, slot)
+
+        task = loop.create_task(work(), name=f"cenote-{self.name}")
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not begun and self._loop is loop:  # cancelled before its first step: the work is still to be done
+                self._machine.effects.append((what, slot))
+                loop.call_soon(self._perform)
+
+        task.add_done_callback(ended)
 
     def _arm(self) -> None:
         due = min(self._machine.alarm, self._next_leak_check())
@@ -508,21 +539,22 @@ class AsyncPool(BasePool):
         started = self._now()
         try:
             conn = await self._driver.connect(self.options.connect_timeout)
-            if self._configure is not None:
-                await _maybe(self._configure(conn), self.options.connect_timeout)
-            self._driver.settle(conn)
+            await self._configured(conn, self.options.connect_timeout)
             handle = self._driver.handle(conn)
             link = Link(
                 slot, conn, self._driver.session(conn), handle, self._dropped if self._driver.weak else None
             )
         except BaseException as error:
-            if conn is not None:
-                await self._close_quietly(conn, None)
             failure = self._dial_failure(error)
             if isinstance(error, Exception):  # a loop that ends cancels its tasks: that is no failure to tell of
                 self._dial_error = error
+            try:
+                if conn is not None:
+                    await self._close_quietly(conn, None)
+            finally:
+                self._input(machine.dial_failed, slot, self._now(), failure)
+            if isinstance(error, Exception):
                 self._tell("dial_failed", failure, self._now() - started, error=error)
-            self._input(machine.dial_failed, slot, self._now(), failure)
             if not isinstance(error, Exception):
                 raise
             return
@@ -545,7 +577,11 @@ class AsyncPool(BasePool):
 
     async def _peek_one(self, slot: Slot) -> None:
         link: Any = slot.data
-        sqlstate = self._driver.peek(link.conn)
+        try:
+            sqlstate = self._driver.peek(link.conn)
+        except Exception:
+            base.logger.exception('pool "%s": a look at a socket failed', self.name)
+            sqlstate = ""
         if sqlstate is None:
             self._input(self._machine.check_passed, slot, self._now(), False)
         else:
@@ -558,16 +594,14 @@ class AsyncPool(BasePool):
         try:
             await self._driver.reset(conn, touched, base.RESET_TIMEOUT_S)
             if self._after_reset(touched):
-                assert self._configure is not None
-                await _maybe(self._configure(conn), base.RESET_TIMEOUT_S)
-                self._driver.settle(conn)
+                await self._configured(conn, base.RESET_TIMEOUT_S)
             if self._reset_hook is not None:
                 await _maybe(self._reset_hook(conn), base.RESET_TIMEOUT_S)
                 if self._driver.condition(conn) != IDLE:
                     await self._driver.reset(conn, 0, base.RESET_TIMEOUT_S)
         except BaseException as error:
-            self._tell("reset", "reset_failed", error=error)
             self._input(self._machine.reset_failed, slot, self._now(), self._loss(error))
+            self._tell("reset", "reset_failed", error=error)
             if not isinstance(error, Exception):
                 raise
         else:
@@ -599,19 +633,22 @@ class AsyncPool(BasePool):
         self._machine = self._new_machine()
         if closed:
             self._machine.close(self._now())
+        self._start_over()
         for link in links:
             conn = link.ref()
             if conn is not None:
-                self._driver.disown(conn)
                 if link.conn is None:
                     self._inherited.append(conn)
-        self._start_over()
+                try:
+                    self._driver.disown(conn)
+                except Exception as error:
+                    base.logger.warning('pool "%s": disown failed: %s', self.name, error)
 
 
 class _Connection:
     """The block of `pool.connection()`."""
 
-    __slots__ = ("_conn", "_pool", "_timeout")
+    __slots__ = ("_conn", "_pool", "_timeout", "_uses")
 
     def __init__(self, pool: AsyncPool, timeout: float | None) -> None:
         self._pool = pool
@@ -619,12 +656,15 @@ class _Connection:
 
     async def __aenter__(self) -> Any:
         self._conn = conn = await self._pool._borrow(self._timeout, True)
+        self._uses = self._pool._lent[id(conn)].slot.uses
         return conn
 
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
     ) -> None:
         conn, self._conn = self._conn, None
+        if not self._pool._still_lent(conn, self._uses):
+            return
         try:
             await self._pool._driver.leave(conn, kind is not None)
         except Exception:
@@ -639,7 +679,7 @@ class _Connection:
 class _Transaction:
     """The block of `pool.transaction()`."""
 
-    __slots__ = ("_conn", "_pool", "_timeout")
+    __slots__ = ("_conn", "_pool", "_timeout", "_uses")
 
     def __init__(self, pool: AsyncPool, timeout: float | None) -> None:
         self._pool = pool
@@ -647,6 +687,7 @@ class _Transaction:
 
     async def __aenter__(self) -> Any:
         self._conn = conn = await self._pool._borrow(self._timeout, True)
+        self._uses = self._pool._lent[id(conn)].slot.uses
         try:
             await self._pool._driver.begin(conn)
         except BaseException:
@@ -659,6 +700,8 @@ class _Transaction:
     ) -> None:
         conn, self._conn = self._conn, None
         driver = self._pool._driver
+        if not self._pool._still_lent(conn, self._uses):
+            return
         try:
             if kind is None:
                 await driver.commit(conn)

@@ -156,7 +156,7 @@ class BasePool:
         if self._listener is not None:
             try:
                 self._listener(Event(self.name, kind, reason, seconds, detail, error))
-            except Exception:
+            except BaseException:  # it runs on a worker, the keeper or the loop: there is nobody to catch it
                 logger.exception('pool "%s": the listener failed on %s', self.name, kind)
 
     def _reached(self) -> None:
@@ -294,6 +294,17 @@ class BasePool:
 
     # -- giving back --------------------------------------------------------------------------------------------
 
+    def _still_lent(self, conn: Any, uses: int) -> bool:
+        """For a block at its end: does it still have the lease it began with? False for one lent before a fork.
+
+        :raises NotLeased: it was released inside the block; somebody else may have the connection by now."""
+        link = self._lent.get(id(conn))
+        if link is not None and link.slot.uses == uses:
+            return True
+        if any(conn is each for each in self._inherited):
+            return False
+        raise errors.NotLeased(f"{conn!r} was released before the end of its block", pool=self.name)
+
     def _claim(self, conn: Any) -> Link | None:
         """The link of a connection that comes back; None for one lent before a fork, which is the parent's: a
         forked child has the parent's stack, and so leaves the blocks that are on it.
@@ -395,6 +406,11 @@ class BasePool:
         except Exception:
             return Failure.PRIVATE.value
         return str(failure.value) if sqlstate else Failure.CONNECTION.value
+
+    def _left_open(self, hook: str) -> errors.MisuseError:
+        return errors.MisuseError(
+            f"the {hook} hook left a transaction open: commit or roll back in it", pool=self.name
+        )
 
     def _why_broken(self, link: Link, conn: Any) -> tuple[str, str]:
         """Reason and failure of a connection that came back unusable."""

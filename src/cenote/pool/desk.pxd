@@ -16,7 +16,7 @@ cdef class Desk:
 
     @cython.locals(machine=Machine, slot=Slot, best=Slot, link=Link, now=double)
     cdef _lend(self, bint scoped, bint once)
-    @cython.locals(machine=Machine, slot=Slot, link=Link, now=double, effects=bint)
+    @cython.locals(machine=Machine, slot=Slot, link=Link, now=double)
     cdef bint _take_back(self, object conn) except -1
     cdef _drop(self, Slot slot)
 
@@ -24,3 +24,4 @@ cdef class Block:
     cdef Desk desk
     cdef object timeout
     cdef object conn
+    cdef long uses

@@ -93,6 +93,10 @@ class Desk:
         """The long way of `release`."""
         raise TypeError("a desk without a pool")
 
+    def _still_lent(self, conn: Any, uses: int) -> bool:
+        """For a block at its end: False where there is nothing to give back; raises where it is another's now."""
+        raise TypeError("a desk without a pool")
+
     def _flush(self) -> None:
         """Perform the machine's effects. Called without the lock."""
         raise TypeError("a desk without a pool")
@@ -101,6 +105,8 @@ class Desk:
         """A connection, or None: go the long way. `once`: for one statement of the pool's own."""
         machine = self._machine
         slot: Any = None
+        if self._gate.locked():
+            return None  # taken, perhaps by what this call interrupted (a finalizer, a signal handler)
         try:
             now = self._now()
             with self._gate:
@@ -130,13 +136,20 @@ class Desk:
                 return False
         except Exception:
             return False  # the long way gives the lease back all the same
+        if self._gate.locked():
+            return False
         machine = self._machine
         slot = link.slot
-        effects = False
         now = self._now()
         try:
             with self._gate:
+                # Nothing here allocates what the garbage collector follows: it might finalize a block of this
+                # pool, which would come back for the lock.
                 if machine.waiting.size or machine.effects or machine.mode != RUNNING:
+                    return False
+                if not slot.timed or slot.epoch != machine.epoch or now >= slot.expires:
+                    return False
+                if machine.size - machine.closing.size > machine.max_size:
                     return False
                 if self._lent.pop(link.key, None) is not link:
                     return False
@@ -147,14 +160,10 @@ class Desk:
                     session.in_query_s = 0.0
                     session.statements = 0
                     session.sqlstate = ""
-                if machine.effects:
-                    effects = True
         except BaseException:
             if link.conn is conn and slot.ring is machine.leased:
                 self._drop(slot)
             raise
-        if effects:
-            self._flush()
         return True
 
     def _drop(self, slot: Slot) -> None:
@@ -173,6 +182,7 @@ class Block:
         self.desk = desk
         self.timeout = timeout
         self.conn: Any = None
+        self.uses = 0
 
     def __enter__(self) -> Any:
         desk = self.desk
@@ -180,6 +190,7 @@ class Block:
         if conn is None:
             conn = desk._borrow(self.timeout, True)
         self.conn = conn
+        self.uses = desk._lent[id(conn)].slot.uses
         return conn
 
     def __exit__(
@@ -188,6 +199,10 @@ class Block:
         desk = self.desk
         conn = self.conn
         self.conn = None
+        link = desk._lent.get(id(conn))
+        if link is None or link.slot.uses != self.uses:
+            desk._still_lent(conn, self.uses)
+            return
         try:
             desk._driver.leave(conn, kind is not None)
         except Exception:

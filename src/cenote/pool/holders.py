@@ -100,7 +100,10 @@ def cause(
 
 
 def first_line(error: BaseException) -> str:
-    text = str(error).strip()
+    try:
+        text = str(error).strip()
+    except Exception:  # somebody else's class; a message must not cost a connection
+        text = ""
     return text.splitlines()[0] if text else type(error).__name__
 
 

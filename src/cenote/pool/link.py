@@ -76,6 +76,7 @@ class Link:
         self.code = None
         self.holder = holder
         self.scoped = True
+        self.warned = False
         conn = self.conn
         self.conn = None
         return conn
@@ -91,6 +92,7 @@ class Link:
         self.offset = frame.f_lasti
         self.holder = holder
         self.scoped = scoped
+        self.warned = False
         conn = self.conn
         self.conn = None
         return conn

@@ -35,7 +35,7 @@ from cenote.pool.workers import Workers
 _KEEPER_LINGERS_S = 3600.0
 
 
-class Pool(Desk, BasePool):
+class Pool(BasePool, Desk):
     """A pool of connections for threads.
 
     The constructor does no I/O. The pool opens with `with pool:`, `open()` or the first acquire, and never
@@ -78,9 +78,10 @@ class Pool(Desk, BasePool):
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._opened = False
-        self._inbox: SimpleQueue[Link | None] = SimpleQueue()
+        self._inbox: SimpleQueue[Link | tuple[Any] | None] = SimpleQueue()
         self._workers = Workers(self.name, min(self.options.max_size + 4, 64))
         self._keeper_sleeps_until = NEVER
+        self._owner = 0  # the thread that took the lock last
         # A pool that is forgotten without close() must not leave its threads asleep for long.
         weakref.finalize(self, self._inbox.put, None).atexit = False
         weakref.finalize(self, self._workers.abandon).atexit = False
@@ -104,13 +105,20 @@ class Pool(Desk, BasePool):
                 return
             self._opened = True
             self._machine.start(self._now())
+        try:
+            self._start_keeper()
+        except BaseException:
+            self._opened = False
+            raise
+        self._flush()
+
+    def _start_keeper(self) -> None:
         threading.Thread(
             target=_keep,
             args=(weakref.ref(self), self._inbox),
             name=f"cenote-{self.name}-keeper",
             daemon=True,
         ).start()
-        self._flush()
 
     def __enter__(self) -> Pool:
         self.open()
@@ -169,6 +177,7 @@ class Pool(Desk, BasePool):
         """End a drain."""
         with self._lock:
             self._machine.resume(self._now())
+            self._changed.notify_all()
         self._flush()
 
     def close(self, timeout: float = 5.0) -> tuple[Holder, ...]:
@@ -213,7 +222,10 @@ class Pool(Desk, BasePool):
                 self._changed.wait_for(lambda: link.slot.state() != "leased", 1.0)
         if link.slot.state() == "leased" and self._lent.get(link.key) is link:
             # Not closed: its borrower may be inside the driver. A shut socket ends that with an error.
-            self._driver.cut(conn)
+            try:
+                self._driver.cut(conn)
+            except Exception as error:
+                base.logger.warning('pool "%s": cut failed: %s', self.name, error)
 
     # -- borrowing ----------------------------------------------------------------------------------------------
 
@@ -251,7 +263,12 @@ class Pool(Desk, BasePool):
         machine = self._machine
         got: Slot | Waiter | None = None
         try:
+            if self._is_mine():
+                raise errors.MisuseError(
+                    "acquire from a finalizer or signal handler that interrupted the pool itself", pool=self.name
+                )
             with self._lock:
+                self._owner = get_ident()
                 got = machine.acquire(now, timeout, None, None, again)
                 if type(got) is Slot and not machine.effects:
                     return got
@@ -318,29 +335,48 @@ class Pool(Desk, BasePool):
         return None if sqlstate is None else ("server_closed", base.peek_failure(sqlstate))
 
     def _prove(self, conn: Any) -> None:
-        if self._check is not None:
-            self._check(conn)
-        else:
+        if self._check is None:
             self._driver.ping(conn, base.CHECK_TIMEOUT_S)
+            return
+        self._check(conn)
+        session = self._driver.session(conn)
+        if session.touched or session.attributes or self._driver.condition(conn) != IDLE:
+            self._driver.reset(conn, session.touched, base.RESET_TIMEOUT_S)
+
+    def _configured(self, conn: Any) -> None:
+        """Run the configure hook as a block: what it set is committed. Then the connection is in base state."""
+        if self._configure is not None:
+            self._configure(conn)
+            self._driver.leave(conn, False)
+            if self._driver.condition(conn) != IDLE:
+                raise self._left_open("configure")
+        self._driver.settle(conn)
 
     def _give_back(self, conn: Any) -> None:
         """What `release` does with a connection that is not simply clean, or that somebody waits for."""
+        if self._is_mine():
+            # A finalizer or signal handler that interrupted this very thread inside the lock: the keeper does it.
+            self._inbox.put((conn,))
+            return
         link = self._claim(conn)
         if link is None:
             return
         slot = link.slot
         try:
-            self._account(link)
             verdict = self._verdict(link, conn)
+            why = self._why_broken(link, conn) if verdict == "broken" else ("", "")
             link.conn = conn
             machine = self._machine
+            now = self._now()
             with self._lock:
+                self._owner = get_ident()
+                self._account(link)
                 if verdict == "clean":
-                    machine.release(slot, self._now())
+                    machine.release(slot, now)
                 elif verdict == "touched":
-                    machine.release_touched(slot, self._now())
+                    machine.release_touched(slot, now)
                 else:
-                    machine.release_broken(slot, self._now(), *self._why_broken(link, conn))
+                    machine.release_broken(slot, now, *why)
                 if not machine.effects and machine.mode == RUNNING:
                     return
             self._flush()
@@ -385,7 +421,10 @@ class Pool(Desk, BasePool):
 
     def stats(self) -> PoolStats:
         """The pool's figures now, consistent with each other."""
+        if self._is_mine():
+            return self._snapshot()
         with self._lock:
+            self._owner = get_ident()
             return self._snapshot()
 
     def resize(self, *, min_size: int | None = None, max_size: int | None = None) -> None:
@@ -397,13 +436,15 @@ class Pool(Desk, BasePool):
         with self._lock:
             self.options = options
             self._machine.resize(self._now(), options.min_size, options.max_size)
-        self._flush()
+        if self._opened:
+            self._flush()
 
     def refresh(self) -> None:
         """Replace every connection opened until now: idle ones at once, others when they come back."""
         with self._lock:
             self._machine.refresh(self._now())
-        self._flush()
+        if self._opened:
+            self._flush()
 
     # -- effects ------------------------------------------------------------------------------------------------
 
@@ -419,6 +460,11 @@ class Pool(Desk, BasePool):
                 self._inbox.put(None)  # the keeper may be done
         return effects
 
+    def _is_mine(self) -> bool:
+        """Does this very thread hold the lock, because what runs now interrupted it (the garbage collector, a
+        signal)? Who held it last is noted, not who holds it: a stale note only costs the long way round."""
+        return self._owner == get_ident() and self._lock.locked()
+
     def _flush(self) -> None:
         """Do it. Called without the lock.
 
@@ -430,6 +476,7 @@ class Pool(Desk, BasePool):
         done = 0
         try:
             with self._lock:
+                self._owner = get_ident()
                 effects = self._effects()
             for what, subject in effects:
                 if what in (GRANT, REFUSE):
@@ -450,6 +497,7 @@ class Pool(Desk, BasePool):
     def _input(self, method: Callable[..., Any], *args: Any) -> Any:
         """Feed the machine and perform what follows."""
         with self._lock:
+            self._owner = get_ident()
             answer = method(*args)
             self._changed.notify_all()
         self._flush()
@@ -476,9 +524,7 @@ class Pool(Desk, BasePool):
         started = self._now()
         try:
             conn = self._driver.connect(self.options.connect_timeout)
-            if self._configure is not None:
-                self._configure(conn)
-            self._driver.settle(conn)
+            self._configured(conn)
             link = Link(
                 slot,
                 conn,
@@ -491,8 +537,8 @@ class Pool(Desk, BasePool):
                 self._close_quietly(conn, None)
             failure = self._dial_failure(error)
             self._dial_error = error
-            self._tell("dial_failed", failure, self._now() - started, error=error)
             self._input(machine.dial_failed, slot, self._now(), failure)
+            self._tell("dial_failed", failure, self._now() - started, error=error)
             return
         slot.data = link
         self._reached()
@@ -506,7 +552,11 @@ class Pool(Desk, BasePool):
         if not self._begin(slot):
             return
         link: Any = slot.data
-        sqlstate = self._driver.peek(link.conn)
+        try:
+            sqlstate = self._driver.peek(link.conn)
+        except BaseException:
+            base.logger.exception('pool "%s": a look at a socket failed', self.name)
+            sqlstate = ""
         if sqlstate is None:
             self._input(self._machine.check_passed, slot, self._now(), False)
         else:
@@ -519,7 +569,7 @@ class Pool(Desk, BasePool):
         link: Any = slot.data
         try:
             prove(link.conn)
-        except Exception as error:
+        except BaseException as error:
             failure = self._loss(error)
             self._input(self._machine.check_failed, slot, self._now(), "check_failed", failure)
         else:
@@ -533,16 +583,14 @@ class Pool(Desk, BasePool):
         try:
             self._driver.reset(conn, touched, base.RESET_TIMEOUT_S)
             if self._after_reset(touched):
-                assert self._configure is not None
-                self._configure(conn)
-                self._driver.settle(conn)
+                self._configured(conn)
             if self._reset_hook is not None:
                 self._reset_hook(conn)
                 if self._driver.condition(conn) != IDLE:
                     self._driver.reset(conn, 0, base.RESET_TIMEOUT_S)
-        except Exception as error:
-            self._tell("reset", "reset_failed", error=error)
+        except BaseException as error:
             self._input(self._machine.reset_failed, slot, self._now(), self._loss(error))
+            self._tell("reset", "reset_failed", error=error)
         else:
             link.session.sqlstate = ""
             self._input(self._machine.reset_done, slot, self._now())
@@ -560,7 +608,7 @@ class Pool(Desk, BasePool):
     def _close_quietly(self, conn: Any, handle: Any) -> None:
         try:
             self._driver.close(conn, handle, base.CLOSE_TIMEOUT_S)
-        except Exception as error:
+        except BaseException as error:
             base.logger.debug('pool "%s": close failed: %s', self.name, error)
 
     # -- the keeper ---------------------------------------------------------------------------------------------
@@ -569,10 +617,11 @@ class Pool(Desk, BasePool):
         """One turn of the keeper thread; how long to sleep, None when the pool has ended."""
         if dropped is not None and dropped.slot.state() == "leased" and dropped.ref() is None:
             self._forget(dropped)
-            self._tell_leak(dropped)
             self._lost(dropped.slot, "leaked", "private")
+            self._tell_leak(dropped)
         if self._machine.effects:
             self._flush()
+        self._workers.catch_up()
         if self._machine.alarm <= self._now():
             self._tick()
         for link in self._long_leases(self._now(), self._leases()):
@@ -600,19 +649,22 @@ class Pool(Desk, BasePool):
         self._machine = self._new_machine()
         if closed:
             self._machine.close(self._now())
+        self._start_over()
         for link in links:
             conn = link.ref()
             if conn is not None:
-                self._driver.disown(conn)
                 if link.conn is None:
                     self._inherited.append(conn)
-        self._start_over()
+                try:
+                    self._driver.disown(conn)
+                except Exception as error:
+                    base.logger.warning('pool "%s": disown failed: %s', self.name, error)
 
 
 class _Transaction:
     """The block of `pool.transaction()`."""
 
-    __slots__ = ("_conn", "_pool", "_timeout")
+    __slots__ = ("_conn", "_pool", "_timeout", "_uses")
 
     def __init__(self, pool: Pool, timeout: float | None) -> None:
         self._pool = pool
@@ -620,6 +672,7 @@ class _Transaction:
 
     def __enter__(self) -> Any:
         self._conn = conn = self._pool._borrow(self._timeout, True)
+        self._uses = self._pool._lent[id(conn)].slot.uses
         try:
             self._pool._driver.begin(conn)
         except BaseException:
@@ -632,6 +685,8 @@ class _Transaction:
     ) -> None:
         conn, self._conn = self._conn, None
         driver = self._pool._driver
+        if not self._pool._still_lent(conn, self._uses):
+            return
         try:
             if kind is None:
                 driver.commit(conn)
@@ -655,11 +710,11 @@ _WORKS: dict[str, Callable[[Pool, Slot], None]] = {
 }
 
 
-def _keep(pool_ref: weakref.ref[Pool], inbox: SimpleQueue[Link | None]) -> None:
+def _keep(pool_ref: weakref.ref[Pool], inbox: SimpleQueue[Link | tuple[Any] | None]) -> None:
     """The keeper thread. Holds the pool only while it works, so that a forgotten pool can go."""
     pause: float | None = 0.0
     while pause is not None:
-        item: Link | None = None
+        item: Link | tuple[Any] | None = None
         try:
             item = inbox.get(timeout=pause)
         except Empty:
@@ -668,8 +723,11 @@ def _keep(pool_ref: weakref.ref[Pool], inbox: SimpleQueue[Link | None]) -> None:
         if pool is None or pool._inbox is not inbox:
             return
         try:
+            if isinstance(item, tuple):
+                pool.release(item[0])
+                item = None
             pause = pool._keep_once(item)
-        except Exception:
+        except BaseException:
             base.logger.exception('pool "%s": the keeper failed', pool.name)
             pause = 1.0
         del pool, item

@@ -32,24 +32,49 @@ class Workers:
         self._stopped = False
 
     def submit(self, work: Callable[[Any, Any], None], owner: Any, subject: Any) -> None:
-        """Run `work(owner, subject)` on a thread, soon. `work` handles its own errors."""
+        """Run `work(owner, subject)` on a thread, soon. `work` handles its own errors.
+
+        Nothing is allocated inside the lock that the garbage collector follows: what it finalizes there may come
+        back here. Where no thread can be started the task stays in line for the next one that can.
+        """
+        task = (work, owner, subject)
         with self._lock:
-            if self._stopped:
-                # Those in the queue are told to end: one of them might take this for another's.
-                threading.Thread(
-                    target=self._do, args=(work, owner, subject), name=f"cenote-{self._name}-worker", daemon=True
-                ).start()
-                return
+            # Those in the queue of a stopped one are told to end: one of them might take this for another's.
+            alone = self._stopped
             # Tasks in the queue have each claimed a free thread; only an unclaimed one need not be started.
-            self._free -= 1
-            start = self._free < 0 and self._threads < self._most
+            if not alone:
+                self._free -= 1
+            start = alone or (self._free < 0 and self._threads < self._most)
+            if not alone:
+                if start:
+                    self._threads += 1
+                    self._free += 1
+                # Inside the lock: a thread about to end looks here whether it may.
+                self._tasks.put(task)
+        if start:
+            self._start(self._do if alone else self._run, task if alone else ())
+
+    def _start(self, run: Callable[..., None], args: tuple[Any, ...]) -> None:
+        try:
+            threading.Thread(target=run, args=args, name=f"cenote-{self._name}-worker", daemon=True).start()
+        except RuntimeError as error:  # the system has no thread for us, or the interpreter is ending
+            logger.warning('pool "%s": cannot start a worker: %s', self._name, error)
+            if args:
+                run(*args)
+                return
+            with self._lock:
+                self._threads -= 1
+                self._free -= 1
+
+    def catch_up(self) -> None:
+        """Try again to start a thread if tasks are in line and none is there."""
+        with self._lock:
+            start = not self._threads and not self._tasks.empty()
             if start:
                 self._threads += 1
                 self._free += 1
-            # Inside the lock: a thread about to end looks here whether it may.
-            self._tasks.put((work, owner, subject))
         if start:
-            threading.Thread(target=self._run, name=f"cenote-{self._name}-worker", daemon=True).start()
+            self._start(self._run, ())
 
     def stop(self) -> None:
         """Let the threads end once what is queued is done. Does not wait; a late task still gets a thread."""
@@ -80,14 +105,16 @@ class Workers:
                     self._threads -= 1
                     self._free -= 1
                 return
-            self._do(*task)
-            # A thread that waits for its next task must not keep the pool alive.
-            del task
-            with self._lock:
-                self._free += 1
+            try:
+                self._do(*task)
+            finally:
+                # A thread that waits for its next task must not keep the pool alive.
+                del task
+                with self._lock:
+                    self._free += 1
 
     def _do(self, work: Callable[[Any, Any], None], owner: Any, subject: Any) -> None:
         try:
             work(owner, subject)
-        except Exception:
+        except BaseException:
             logger.exception('pool "%s": a background task failed', self._name)

@@ -166,10 +166,11 @@ def kept_cursor(conn: Any) -> Any:
 
 
 def keep_cursor(conn: Any, cursor: Any) -> None:
-    """Keep it, without the connection, which must be collected when a borrower drops it; not one that holds more
-    than a row, nor one of the user's own class."""
-    if cursor._rowcount <= 1 and type(cursor) in _PLAIN_CURSORS:
-        cursor._conn = None
+    """Keep it, without its result and without the connection, to which its transformer leads too and which must
+    be collected when a borrower drops it; not one of the user's own class."""
+    if type(cursor) in _PLAIN_CURSORS:
+        cursor._reset()
+        cursor._conn = cursor._tx = cursor._last_query = None
         conn._session.kept = cursor
 
 
