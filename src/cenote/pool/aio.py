@@ -360,6 +360,8 @@ class AsyncPool(BasePool):
         machine = self._machine
         link.conn = conn
         try:
+            if link.gone:
+                link.watch(conn)
             verdict = self._verdict(link, conn)
             why = self._why_broken(link, conn) if verdict == "broken" else ("", "")
             self._account(link)
@@ -525,7 +527,7 @@ class AsyncPool(BasePool):
             loop.call_soon_threadsafe(self._leaked, link)
 
     def _leaked(self, link: Link) -> None:
-        if link.slot.state() != "leased" or link.ref() is not None:
+        if link.slot.state() != "leased" or not link.gone:
             return
         self._forget(link)
         self._input(self._machine.release_broken, link.slot, self._now(), "leaked", "private")
@@ -648,7 +650,7 @@ class AsyncPool(BasePool):
 class _Connection:
     """The block of `pool.connection()`."""
 
-    __slots__ = ("_conn", "_pool", "_timeout", "_uses")
+    __slots__ = ("_conn", "_link", "_pool", "_timeout", "_uses")
 
     def __init__(self, pool: AsyncPool, timeout: float | None) -> None:
         self._pool = pool
@@ -656,14 +658,15 @@ class _Connection:
 
     async def __aenter__(self) -> Any:
         self._conn = conn = await self._pool._borrow(self._timeout, True)
-        self._uses = self._pool._lent[id(conn)].slot.uses
+        self._link = self._pool._lent.get(id(conn))
+        self._uses = 0 if self._link is None else self._link.slot.uses
         return conn
 
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
     ) -> None:
         conn, self._conn = self._conn, None
-        if not self._pool._still_lent(conn, self._uses):
+        if not self._pool._still_lent(conn, self._link, self._uses):
             return
         try:
             await self._pool._driver.leave(conn, kind is not None)
@@ -679,7 +682,7 @@ class _Connection:
 class _Transaction:
     """The block of `pool.transaction()`."""
 
-    __slots__ = ("_conn", "_pool", "_timeout", "_uses")
+    __slots__ = ("_conn", "_link", "_pool", "_timeout", "_uses")
 
     def __init__(self, pool: AsyncPool, timeout: float | None) -> None:
         self._pool = pool
@@ -687,7 +690,8 @@ class _Transaction:
 
     async def __aenter__(self) -> Any:
         self._conn = conn = await self._pool._borrow(self._timeout, True)
-        self._uses = self._pool._lent[id(conn)].slot.uses
+        self._link = self._pool._lent.get(id(conn))
+        self._uses = 0 if self._link is None else self._link.slot.uses
         try:
             await self._pool._driver.begin(conn)
         except BaseException:
@@ -700,7 +704,7 @@ class _Transaction:
     ) -> None:
         conn, self._conn = self._conn, None
         driver = self._pool._driver
-        if not self._pool._still_lent(conn, self._uses):
+        if not self._pool._still_lent(conn, self._link, self._uses):
             return
         try:
             if kind is None:

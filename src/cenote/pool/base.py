@@ -294,14 +294,14 @@ class BasePool:
 
     # -- giving back --------------------------------------------------------------------------------------------
 
-    def _still_lent(self, conn: Any, uses: int) -> bool:
-        """For a block at its end: does it still have the lease it began with? False for one lent before a fork.
+    def _still_lent(self, conn: Any, link: Link | None, uses: int) -> bool:
+        """For a block at its end: does it still have the lease it began with? False for one lent before a fork, or
+        dropped by its borrower, which was told already.
 
         :raises NotLeased: it was released inside the block; somebody else may have the connection by now."""
-        link = self._lent.get(id(conn))
-        if link is not None and link.slot.uses == uses:
+        if link is not None and self._lent.get(link.key) is link and link.slot.uses == uses:
             return True
-        if any(conn is each for each in self._inherited):
+        if any(conn is each for each in self._inherited) or (link is not None and link.slot.reason == "leaked"):
             return False
         raise errors.NotLeased(f"{conn!r} was released before the end of its block", pool=self.name)
 

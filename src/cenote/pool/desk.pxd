@@ -24,4 +24,5 @@ cdef class Block:
     cdef Desk desk
     cdef object timeout
     cdef object conn
+    cdef Link link
     cdef long uses

@@ -93,7 +93,7 @@ class Desk:
         """The long way of `release`."""
         raise TypeError("a desk without a pool")
 
-    def _still_lent(self, conn: Any, uses: int) -> bool:
+    def _still_lent(self, conn: Any, link: Any, uses: int) -> bool:
         """For a block at its end: False where there is nothing to give back; raises where it is another's now."""
         raise TypeError("a desk without a pool")
 
@@ -127,7 +127,7 @@ class Desk:
     def _take_back(self, conn: Any) -> bool:
         """Put a clean connection back; False: go the long way (also when it is not on loan at all)."""
         link = self._lent.get(id(conn))
-        if link is None or not self._plain:
+        if link is None or link.gone or not self._plain:
             return False
         session = link.session
         try:
@@ -182,6 +182,7 @@ class Block:
         self.desk = desk
         self.timeout = timeout
         self.conn: Any = None
+        self.link: Any = None
         self.uses = 0
 
     def __enter__(self) -> Any:
@@ -190,7 +191,9 @@ class Block:
         if conn is None:
             conn = desk._borrow(self.timeout, True)
         self.conn = conn
-        self.uses = desk._lent[id(conn)].slot.uses
+        self.link = link = desk._lent.get(id(conn))
+        if link is not None:
+            self.uses = link.slot.uses
         return conn
 
     def __exit__(
@@ -199,9 +202,9 @@ class Block:
         desk = self.desk
         conn = self.conn
         self.conn = None
-        link = desk._lent.get(id(conn))
-        if link is None or link.slot.uses != self.uses:
-            desk._still_lent(conn, self.uses)
+        link = self.link
+        if link is None or link.slot.uses != self.uses or desk._lent.get(link.key) is not link:
+            desk._still_lent(conn, link, self.uses)
             return
         try:
             desk._driver.leave(conn, kind is not None)

@@ -13,7 +13,10 @@ cdef class Link:
     cdef public long offset
     cdef public bint scoped
     cdef public bint warned
+    cdef public bint gone
+    cdef public object dropped
     cdef public object ref
 
+    cpdef watch(self, object conn)
     cpdef lend_once(self, object holder)
     cpdef lend(self, object holder, bint scoped)

@@ -25,6 +25,7 @@ class Link:
     ref: a weak reference to it, or a callable that returns it for drivers without weak references
     holder: of the borrower the thread id, or a weak reference to the asyncio.Task
     code, offset: where it was acquired
+    gone: its borrower dropped it
     scoped: lent to a `with` block, so that the borrower is who holds it
     """
 
@@ -32,6 +33,8 @@ class Link:
         "__weakref__",
         "code",
         "conn",
+        "dropped",
+        "gone",
         "handle",
         "holder",
         "key",
@@ -56,19 +59,30 @@ class Link:
         self.offset = 0
         self.scoped = False
         self.warned = False
+        self.gone = False
+        self.dropped = dropped
+        self.ref: Callable[[], Any] = _Always(conn)
+        self.watch(conn)
+
+    def watch(self, conn: Any) -> None:
+        """Notice when a borrower drops `conn`.
+
+        One reference serves for the connection's whole life: while the pool has it, it cannot die. Only the
+        collector can clear it and the connection come back all the same, from the `finally` of a generator that
+        was collected together with it: then it is to be watched anew."""
+        self.gone = False
+        dropped = self.dropped
         if dropped is None:
-            self.ref: Callable[[], Any] = _Always(conn)
-        else:
-            # One reference for the connection's whole life: while the pool has it, it cannot die, so the
-            # callback can only mean that a borrower dropped it.
-            mine = weakref.ref(self)
+            return
+        mine = weakref.ref(self)
 
-            def died(_: object) -> None:
-                link = mine()
-                if link is not None:
-                    dropped(link)
+        def died(_: object) -> None:
+            link = mine()
+            if link is not None:
+                link.gone = True
+                dropped(link)
 
-            self.ref = weakref.ref(conn, died)
+        self.ref = weakref.ref(conn, died)
 
     def lend_once(self, holder: Any) -> Any:
         """Give the connection away for one statement of the pool's own. The site is not looked up: it costs a

@@ -13,6 +13,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import get_ident
 from time import monotonic
@@ -363,6 +364,8 @@ class Pool(BasePool, Desk):
             return
         slot = link.slot
         try:
+            if link.gone:
+                link.watch(conn)
             verdict = self._verdict(link, conn)
             why = self._why_broken(link, conn) if verdict == "broken" else ("", "")
             link.conn = conn
@@ -615,7 +618,7 @@ class Pool(BasePool, Desk):
 
     def _keep_once(self, dropped: Link | None) -> float | None:
         """One turn of the keeper thread; how long to sleep, None when the pool has ended."""
-        if dropped is not None and dropped.slot.state() == "leased" and dropped.ref() is None:
+        if dropped is not None and dropped.slot.state() == "leased" and dropped.gone:
             self._forget(dropped)
             self._lost(dropped.slot, "leaked", "private")
             self._tell_leak(dropped)
@@ -664,7 +667,7 @@ class Pool(BasePool, Desk):
 class _Transaction:
     """The block of `pool.transaction()`."""
 
-    __slots__ = ("_conn", "_pool", "_timeout", "_uses")
+    __slots__ = ("_conn", "_link", "_pool", "_timeout", "_uses")
 
     def __init__(self, pool: Pool, timeout: float | None) -> None:
         self._pool = pool
@@ -672,7 +675,8 @@ class _Transaction:
 
     def __enter__(self) -> Any:
         self._conn = conn = self._pool._borrow(self._timeout, True)
-        self._uses = self._pool._lent[id(conn)].slot.uses
+        self._link = self._pool._lent.get(id(conn))
+        self._uses = 0 if self._link is None else self._link.slot.uses
         try:
             self._pool._driver.begin(conn)
         except BaseException:
@@ -685,7 +689,7 @@ class _Transaction:
     ) -> None:
         conn, self._conn = self._conn, None
         driver = self._pool._driver
-        if not self._pool._still_lent(conn, self._uses):
+        if not self._pool._still_lent(conn, self._link, self._uses):
             return
         try:
             if kind is None:
@@ -724,7 +728,8 @@ def _keep(pool_ref: weakref.ref[Pool], inbox: SimpleQueue[Link | tuple[Any] | No
             return
         try:
             if isinstance(item, tuple):
-                pool.release(item[0])
+                with suppress(errors.NotLeased):  # it counted as dropped meanwhile
+                    pool.release(item[0])
                 item = None
             pause = pool._keep_once(item)
         except BaseException:
