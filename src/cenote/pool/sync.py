@@ -28,6 +28,7 @@ from cenote.pool.base import BasePool, Event
 from cenote.pool.desk import Desk
 from cenote.pool.drivers import sync_driver
 from cenote.pool.drivers.base import IDLE, ConnectArgs, Credentials, Driver
+from cenote.pool.forks import dials
 from cenote.pool.holders import Holder, describe, first_line
 from cenote.pool.link import Link
 from cenote.pool.stats import PoolStats
@@ -526,7 +527,8 @@ class Pool(BasePool, Desk):
         conn: Any = None
         started = self._now()
         try:
-            conn = self._driver.connect(self.options.connect_timeout)
+            with dials:
+                conn = self._driver.connect(self.options.connect_timeout)
             self._configured(conn)
             link = Link(
                 slot,
