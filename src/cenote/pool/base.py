@@ -295,13 +295,15 @@ class BasePool:
     # -- giving back --------------------------------------------------------------------------------------------
 
     def _still_lent(self, conn: Any, link: Link | None, uses: int) -> bool:
-        """For a block at its end: does it still have the lease it began with? False for one lent before a fork, or
-        dropped by its borrower, which was told already.
+        """For a block at its end: does it still have its lease? False for one lent before a fork, and
+        for one that was dropped together with its block, which the collector tells first: that is a leak.
 
         :raises NotLeased: it was released inside the block; somebody else may have the connection by now."""
+        if link is not None and link.gone:
+            return False
         if link is not None and self._lent.get(link.key) is link and link.slot.uses == uses:
             return True
-        if any(conn is each for each in self._inherited) or (link is not None and link.slot.reason == "leaked"):
+        if any(conn is each for each in self._inherited):
             return False
         raise errors.NotLeased(f"{conn!r} was released before the end of its block", pool=self.name)
 

@@ -1,6 +1,7 @@
 cimport cython
 from cenote.core.machine cimport Machine
 from cenote.core.slot cimport Slot
+from cenote.pool.drivers.base cimport Session
 from cenote.pool.link cimport Link
 
 cdef class Desk:
@@ -16,7 +17,7 @@ cdef class Desk:
 
     @cython.locals(machine=Machine, slot=Slot, best=Slot, link=Link, now=double)
     cdef _lend(self, bint scoped, bint once)
-    @cython.locals(machine=Machine, slot=Slot, link=Link, now=double)
+    @cython.locals(machine=Machine, slot=Slot, link=Link, session=Session, now=double)
     cdef bint _take_back(self, object conn) except -1
     cdef _drop(self, Slot slot)
 

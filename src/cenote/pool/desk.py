@@ -203,7 +203,7 @@ class Block:
         conn = self.conn
         self.conn = None
         link = self.link
-        if link is None or link.slot.uses != self.uses or desk._lent.get(link.key) is not link:
+        if link is None or link.gone or link.slot.uses != self.uses or desk._lent.get(link.key) is not link:
             desk._still_lent(conn, link, self.uses)
             return
         try:

@@ -17,6 +17,5 @@ cdef class Link:
     cdef public object dropped
     cdef public object ref
 
-    cpdef watch(self, object conn)
     cpdef lend_once(self, object holder)
     cpdef lend(self, object holder, bint scoped)
