@@ -7,6 +7,7 @@ from cenote.pool.link cimport Link
 cdef class Desk:
     cdef public Machine _machine
     cdef public object _gate
+    cdef public object _locked
     cdef public dict _lent
     cdef public object _driver
     cdef public object _condition

@@ -37,6 +37,7 @@ class Desk:
         self._machine = machine
         # Taken by `with` only: an interrupt between `lock.acquire()` and a `try` would leave it locked for ever.
         self._gate = lock
+        self._locked = lock.locked
         self._lent = lent
         self._driver = driver
         self._condition = driver.condition
@@ -105,7 +106,7 @@ class Desk:
         """A connection, or None: go the long way. `once`: for one statement of the pool's own."""
         machine = self._machine
         slot: Any = None
-        if self._gate.locked():
+        if self._locked():
             return None  # taken, perhaps by what this call interrupted (a finalizer, a signal handler)
         try:
             now = self._now()
@@ -136,7 +137,7 @@ class Desk:
                 return False
         except Exception:
             return False  # the long way gives the lease back all the same
-        if self._gate.locked():
+        if self._locked():
             return False
         machine = self._machine
         slot = link.slot
