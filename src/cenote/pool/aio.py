@@ -9,7 +9,6 @@ tasks of the pool, never in the caller's.
 from __future__ import annotations
 
 import asyncio
-import os
 import warnings
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
@@ -71,7 +70,7 @@ class AsyncPool(BasePool):
         self._driver = async_driver(driver, dsn, connect_args or {}, self.options, self.name)
         self._sentries: list[AsyncGenerator[None, None]] = []
         self._start_over()
-        _pools.add(self)
+        base.pools.add(self)
 
     def _start_over(self) -> None:
         """Everything that belongs to one loop and process: after the constructor, and in a forked child."""
@@ -626,26 +625,6 @@ class AsyncPool(BasePool):
         except Exception as error:
             base.logger.debug('pool "%s": close failed: %s', self.name, error)
 
-    # -- fork ---------------------------------------------------------------------------------------------------
-
-    def _after_fork_in_child(self) -> None:
-        """Give up what was inherited, without a byte to the server, and begin anew, bound to no loop."""
-        links = self._links()
-        closed = self._machine.mode == CLOSED
-        self._machine = self._new_machine()
-        if closed:
-            self._machine.close(self._now())
-        self._start_over()
-        for link in links:
-            conn = link.ref()
-            if conn is not None:
-                if link.conn is None:
-                    self._inherited.append(conn)
-                try:
-                    self._driver.disown(conn)
-                except Exception as error:
-                    base.logger.warning('pool "%s": disown failed: %s', self.name, error)
-
 
 class _Connection:
     """The block of `pool.connection()`."""
@@ -746,13 +725,3 @@ _WORKS: dict[str, Callable[[AsyncPool, Slot], Coroutine[Any, Any, None]]] = {
     RESET: AsyncPool._reset_one,
     CLOSE: AsyncPool._close_one,
 }
-
-_pools: weakref.WeakSet[AsyncPool] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for pool in list(_pools):
-        pool._after_fork_in_child()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

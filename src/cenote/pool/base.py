@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import random
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -362,6 +364,30 @@ class BasePool:
         ]
         return [slot.data for slot in slots if isinstance(slot.data, Link)]
 
+    # -- fork ---------------------------------------------------------------------------------------------------
+
+    def _start_over(self) -> None:
+        """Everything that belongs to this process: after the constructor, and in a forked child."""
+        raise TypeError("a pool without a shell")
+
+    def _after_fork_in_child(self) -> None:
+        """Give up what was inherited, without a byte to the server, and begin anew, unopened."""
+        links = self._links()
+        closed = self._machine.mode == CLOSED
+        self._machine = self._new_machine()
+        if closed:
+            self._machine.close(self._now())
+        self._start_over()
+        for link in links:
+            conn = link.ref()
+            if conn is not None:
+                if link.conn is None:
+                    self._inherited.append(conn)
+                try:
+                    self._driver.disown(conn)
+                except Exception as error:
+                    logger.warning('pool "%s": disown failed: %s', self.name, error)
+
     # -- looking ------------------------------------------------------------------------------------------------
 
     def _snapshot(self) -> PoolStats:
@@ -439,3 +465,14 @@ def peek_failure(sqlstate: str) -> str:
 
 def _lent_since(link: Link) -> float:
     return float(link.slot.since)
+
+
+pools: weakref.WeakSet[BasePool] = weakref.WeakSet()  # those whose shell is complete
+
+
+def _after_fork_in_child() -> None:
+    for pool in list(pools):
+        pool._after_fork_in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -7,7 +7,6 @@ is due. A waiting caller sleeps on a lock of its own, which whoever releases a c
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import warnings
@@ -73,7 +72,7 @@ class Pool(BasePool, Desk):
         super().__init__(name, options, configure, check, listener, clock)
         self._driver = sync_driver(driver, dsn, connect_args or {}, self.options, self.name)
         self._start_over()
-        _pools.add(self)
+        base.pools.add(self)
 
     def _start_over(self) -> None:
         """Everything that belongs to this process: after the constructor, and in a forked child."""
@@ -645,26 +644,6 @@ class Pool(BasePool, Desk):
         dues = [link.slot.since + after for link in self._leases() if not link.warned]
         return float(min(dues, default=self._now() + after))
 
-    # -- fork ---------------------------------------------------------------------------------------------------
-
-    def _after_fork_in_child(self) -> None:
-        """Give up what was inherited, without a byte to the server, and begin anew, unopened."""
-        links = self._links()
-        closed = self._machine.mode == CLOSED
-        self._machine = self._new_machine()
-        if closed:
-            self._machine.close(self._now())
-        self._start_over()
-        for link in links:
-            conn = link.ref()
-            if conn is not None:
-                if link.conn is None:
-                    self._inherited.append(conn)
-                try:
-                    self._driver.disown(conn)
-                except Exception as error:
-                    base.logger.warning('pool "%s": disown failed: %s', self.name, error)
-
 
 class _Transaction:
     """The block of `pool.transaction()`."""
@@ -738,14 +717,3 @@ def _keep(pool_ref: weakref.ref[Pool], inbox: SimpleQueue[Link | tuple[Any] | No
             base.logger.exception('pool "%s": the keeper failed', pool.name)
             pause = 1.0
         del pool, item
-
-
-_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for pool in list(_pools):
-        pool._after_fork_in_child()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
