@@ -53,6 +53,12 @@ class EmbeddedError(CenoteError):
     code = "P1003"
 
 
+class ProtocolError(CenoteError):
+    """The other end sent what the PostgreSQL protocol does not allow. Its connection is closed."""
+
+    code = "P1004"
+
+
 class AcquireRefused(CenoteError):
     """An acquire was refused. `reason` is a word of `cenote.reasons.Refused`; subclasses name each."""
 

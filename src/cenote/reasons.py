@@ -48,6 +48,29 @@ class Closed(StrEnum):
     DRAINING = "draining"
     POOL_CLOSED = "pool_closed"
     FORKED = "forked"
+    PINNED = "pinned"
+    UNFINISHED = "unfinished"
+    PROTOCOL = "protocol"
+
+
+class Pinned(StrEnum):
+    """Why a proxy's client keeps its server connection past the transaction."""
+
+    SETTINGS = "settings"
+    ROLE = "role"
+    TEMPORARY_OBJECTS = "temporary_objects"
+    ADVISORY_LOCKS = "advisory_locks"
+    LISTEN = "listen"
+    HELD_CURSORS = "held_cursors"
+    PREPARED_BY_SQL = "prepared_by_sql"
+    SEQUENCES = "sequences"
+    PLANS = "plans"
+    PROCESS_STATE = "process_state"
+    UNKNOWN = "unknown"
+    STATEMENT_TOO_LONG = "statement_too_long"
+    FUNCTION_CALL = "function_call"
+    CLIENT_ENCODING = "client_encoding"
+    SESSION_MODE = "session_mode"
 
 
 class Failure(StrEnum):
@@ -93,6 +116,26 @@ TEXT: dict[str, dict[str, str]] = {
         "draining": "the pool is draining",
         "pool_closed": "the pool was closed",
         "forked": "it was inherited through fork and belongs to the parent",
+        "pinned": "the client it was pinned to left, and what its session holds is not undone",
+        "unfinished": "its client left in the middle of a message",
+        "protocol": "the server sent what the protocol does not allow",
+    },
+    "pinned": {
+        "settings": "SET, RESET or set_config outlives the transaction",
+        "role": "SET ROLE or SET SESSION AUTHORIZATION",
+        "temporary_objects": "temporary tables, views, sequences or functions",
+        "advisory_locks": "advisory locks of the session",
+        "listen": "LISTEN: notifications go to the session",
+        "held_cursors": "a cursor WITH HOLD",
+        "prepared_by_sql": "PREPARE, EXECUTE or DEALLOCATE by SQL",
+        "sequences": "nextval or setval, which currval and lastval answer from",
+        "plans": "DISCARD PLANS",
+        "process_state": "LOAD, the random seed, or what else nothing but closing undoes",
+        "unknown": "DO, CALL or a text that cannot be told",
+        "statement_too_long": "the text is too long to be read",
+        "function_call": "a function called by number that is not one of the large objects'",
+        "client_encoding": "in this client encoding texts cannot be read byte by byte",
+        "session_mode": "mode = session: each client has one connection",
     },
     "failure": {
         "destination": "the server itself failed: every older connection is stale",

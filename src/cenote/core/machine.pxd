@@ -60,6 +60,7 @@ cdef class Machine:
     cpdef reset_failed(self, Slot slot, double now, str failure)
     cpdef check_passed(self, Slot slot, double now, bint pinged)
     cpdef check_failed(self, Slot slot, double now, str reason, str failure)
+    cpdef idle_lost(self, Slot slot, double now, str reason, str failure)
     cpdef bint dial_needed(self, Slot slot, double now)
     cpdef dialed(self, Slot slot, double now)
     cpdef dial_failed(self, Slot slot, double now, str failure)

@@ -38,6 +38,7 @@ States. A slot's state is the ring it is in. While in this state ...
 | reset_done / reset_failed    | RESETTING   | _place / CLOSING                     |                             |
 | tick                         | IDLE        | CHECKING, CLOSING                    | check due, too old          |
 | a connection broke           | IDLE        | CHECKING                             | peek at the others          |
+| idle_lost                    | IDLE        | CLOSING                              | its server closed it        |
 | check_passed / check_failed  | CHECKING    | _place / CLOSING                     |                             |
 | destination failed, refresh  | IDLE        | CLOSING                              | stale epoch                 |
 | drain, close, resize         | IDLE        | CLOSING                              | not wanted any more         |
@@ -246,6 +247,11 @@ class Machine:
 
     def check_failed(self, slot: Slot, now: float, reason: str, failure: str) -> None:
         self.checking.remove(slot)
+        self._lost(slot, now, reason, failure)
+
+    def idle_lost(self, slot: Slot, now: float, reason: str, failure: str) -> None:
+        """An idle connection was seen to end: a shell that reads while nobody has it learns so at once."""
+        self.shelf.remove(slot)
         self._lost(slot, now, reason, failure)
 
     def dial_needed(self, slot: Slot, now: float) -> bool:

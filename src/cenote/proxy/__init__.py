@@ -1,0 +1,1 @@
+"""The daemon: thousands of clients on a few server connections."""

@@ -1,0 +1,1 @@
+"""Proving who somebody is: clients to us, and us to servers."""

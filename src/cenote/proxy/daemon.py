@@ -1,0 +1,467 @@
+"""The daemon: listens, admits clients, keeps the pools, drains and stops. One event loop, one process.
+
+It decides who may come in and when all ends; pools decide who gets a connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import os
+import random
+import resource
+import secrets
+import signal
+import socket
+import ssl
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from cenote.core.histogram import Histogram
+from cenote.errors import ProtocolError
+from cenote.proxy.admin.console import Console
+from cenote.proxy.auth.keys import KeyCache
+from cenote.proxy.client import ClientProtocol, ClientSession
+from cenote.proxy.config import Config, pool_options
+from cenote.proxy.inbox import Inbox
+from cenote.proxy.log import get_log
+from cenote.proxy.login import Cancel, Gate, Login, login
+from cenote.proxy.metrics import start_metrics_server
+from cenote.proxy.pool import ProxyPool
+from cenote.proxy.settings import settings_key
+from cenote.proxy.target import target_of
+from cenote.proxy.tunnel import Tunnels
+from cenote.proxy.works import Declined, Works, parameters_for
+from cenote.wire import messages
+from cenote.wire.tls import server_context
+
+log = get_log("cenote.proxy")
+
+#: The virtual database that answers SHOW.
+CONSOLE = "cenote"
+_SWEEP_S = 1.0
+_STOP_S = 10.0
+_HIGH_WATER = 1_048_576  # bytes a peer may have unsent before the other end is made to wait
+
+
+class Daemon:
+    """The proxy of one process.
+
+    :param config: what to listen on, which databases, who may log in
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.clients: dict[int, ClientSession] = {}
+        self.arriving: set[ClientSession] = set()
+        self.pools: list[ProxyPool] = []
+        self.addresses: list[str] = []
+        self.port = 0
+        self.started = 0.0
+        self.logins = Histogram()
+        self.login_failures: dict[str, int] = {}
+        self.cancels: dict[str, int] = {}
+        self.draining = False
+        self._by_key: dict[tuple[str, str], ProxyPool] = {}
+        self._servers: list[asyncio.AbstractServer] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._executor = ThreadPoolExecutor(2, "cenote-keys")
+        self._keys = KeyCache(self._executor)
+        self.tunnels = Tunnels(self._keys)
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._stop_metrics: Callable[[], None] | None = None
+        self._pids = secrets.randbelow(1 << 20) + 1
+        self._random = random.Random()
+
+    # -- beginning and end ------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listen, and open the warm minimum of every pool that is known by name.
+
+        :raises OSError: an address is taken or not ours
+        """
+        loop = asyncio.get_running_loop()
+        listen = self.config.listen
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft < hard:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        context: ssl.SSLContext | None = None
+        if listen.tls_cert is not None and listen.tls_mode != "disable":
+            context = server_context(listen.tls_cert, listen.tls_key)
+        self.gate = Gate(self.config, context, self._keys)
+        backlog = _somaxconn()
+        self.started = monotonic()
+        try:
+            for host in filter(None, (host.strip() for host in listen.host.split(","))):
+                server = await loop.create_server(
+                    lambda: ClientProtocol(self),
+                    host,
+                    self.port or listen.port,
+                    backlog=backlog,
+                    reuse_address=True,
+                )
+                self._servers.append(server)
+                address = server.sockets[0].getsockname()
+                self.port = address[1]
+                self.addresses.append(
+                    f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+                )
+            if listen.unix_dir is not None:
+                path = Path(listen.unix_dir) / f".s.PGSQL.{self.port or listen.port}"
+                with contextlib.suppress(FileNotFoundError):
+                    if path.is_socket() and not _answers(path):
+                        path.unlink()
+                self._servers.append(
+                    await loop.create_unix_server(lambda: ClientProtocol(self), str(path), backlog=backlog)
+                )
+                path.chmod(0o777)
+                self.addresses.append(str(path))
+            if self.config.metrics_port is not None:
+                self._stop_metrics = start_metrics_server(self, self.config.metrics_host, self.config.metrics_port)
+        except BaseException:
+            await self.stop()
+            raise
+        for name, database in self.config.databases.items():
+            for user in self.config.users:
+                if database.user is None or database.user == user or len(self.config.users) == 1:
+                    self.pool(name, user)
+        self._sweeper = loop.call_later(_SWEEP_S, self._sweep)
+        log.info("started", listening=" ".join(self.addresses), pools=len(self.pools))
+
+    async def drain(self, timeout: float = 30.0) -> None:
+        """Take no new client, let running transactions end, and send everybody home.
+
+        :param timeout: seconds after which running queries are cancelled
+        """
+        self.draining = True
+        for server in self._servers:
+            server.close()
+        now = monotonic()
+        for pool in self.pools:
+            pool.machine.drain(now, now + timeout)
+            pool.perform()
+        log.info("draining", clients=len(self.clients), timeout_s=timeout)
+        deadline = now + timeout
+        while self.clients and monotonic() < deadline:
+            for client in list(self.clients.values()):
+                if (client.server is None and client.waiter is None) or (
+                    client.pin and client.server is not None and client.server.rests()
+                ):
+                    client.fail("57P01", "cenote: the pooler is draining; connect again")
+            await asyncio.sleep(0.02)
+
+    async def stop(self) -> None:
+        """End everything now: clients hear 57P01, their queries are cancelled, connections closed."""
+        self.draining = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for server in self._servers:
+            server.close()
+        for client in [*self.clients.values(), *self.arriving]:
+            client.fail("57P01", "cenote: the pooler is shutting down")
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.sleep(0)
+        deadline = monotonic() + 1.0
+        while (self.clients or self.arriving) and monotonic() < deadline:
+            await asyncio.sleep(0.005)
+        for client in [*self.clients.values(), *self.arriving]:
+            client.abort()
+        while self.clients or self.arriving:
+            await asyncio.sleep(0.005)
+        now = monotonic()
+        for pool in self.pools:
+            pool.machine.close(now)
+            pool.perform()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STOP_S):
+                for pool in self.pools:
+                    await pool.works.ended()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+        if self._stop_metrics is not None:
+            self._stop_metrics()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        for server in self._servers:
+            with contextlib.suppress(Exception):
+                await server.wait_closed()
+        log.info("stopped")
+
+    # -- pools ------------------------------------------------------------------------------------------------
+
+    def pool(self, database: str, user: str) -> ProxyPool:
+        """The pool of this database and user."""
+        key = (database, user)
+        pool = self._by_key.get(key)
+        if pool is None:
+            options = pool_options(self.config, database, user)
+            pool = ProxyPool(self, database, user, options, self._random.random)
+            pool.works = Works(pool, target_of(self.config, database, user), self._keys)
+            self._by_key[key] = pool
+            self.pools.append(pool)
+            pool.machine.start(monotonic())
+            pool.perform()
+        return pool
+
+    # -- clients ----------------------------------------------------------------------------------------------
+
+    def arrived(self, client: ClientSession) -> None:
+        """A connection was accepted."""
+        transport = client.transport
+        client.inbox = Inbox(client.mute, client.unmute)
+        transport.set_write_buffer_limits(high=_HIGH_WATER, low=_HIGH_WATER // 4)
+        peer = transport.get_extra_info("peername")
+        client.address = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) and len(peer) >= 2 else "unix"
+        self.arriving.add(client)
+        self._spawn(self._admit(client))
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def departed(self, client: ClientSession) -> None:
+        """A client's connection has ended."""
+        self.arriving.discard(client)
+        if self.clients.pop(client.pid, None) is not None and client.pool is not None:
+            pool = client.pool
+            pool.clients -= 1
+            pool.bytes_from_clients += client.bytes_in
+            pool.bytes_to_clients += client.bytes_out
+            pool.client_gone(client)
+
+    async def _admit(self, client: ClientSession) -> None:
+        begun = monotonic()
+        who: object = None
+        try:
+            async with asyncio.timeout(self.config.listen.login_timeout):
+                who = await login(client, self.gate)
+                if isinstance(who, Cancel):
+                    self.cancel(who.pid, who.secret)
+                elif isinstance(who, Login):
+                    client.login = who
+                    if not self._refused(client) and who.replication is None:
+                        await self._welcome(client, who)
+                    self.logins.observe(monotonic() - begun)
+                elif who is not None:
+                    self._count(self.login_failures, who.reason)
+                    log.warning(
+                        "login_refused",
+                        client=client.address,
+                        user=who.user,
+                        database=who.database,
+                        reason=who.reason,
+                        sqlstate=who.sqlstate,
+                    )
+        except TimeoutError:
+            self._count(self.login_failures, "timeout")
+            client.fail("08P01", f"cenote: log-in took longer than {self.config.listen.login_timeout:g} s")
+        except Declined as declined:
+            self._count(self.login_failures, "no_server")
+            client.write(declined.args[0].replace(b"SERROR\0", b"SFATAL\0").replace(b"VERROR\0", b"VFATAL\0"))
+        except ConnectionError:
+            pass
+        except Exception as error:
+            self._count(self.login_failures, "error")
+            log.error("login_failed", client=client.address, error=str(error), exc_info=error)
+            client.fail("XX000", "cenote: log-in failed inside the pooler; its log has the details")
+        finally:
+            self.arriving.discard(client)
+            if client.pid == 0 and not (isinstance(who, Login) and who.replication):
+                client.close()
+        if isinstance(who, Login) and who.replication is not None and not client.ending:
+            await self._tunnel(client, who)
+
+    def _refused(self, client: ClientSession) -> bool:
+        """Whether there is no room for one more client; it was told."""
+        if self.draining:
+            client.fail("57P01", "cenote: the pooler is shutting down")
+            return True
+        if len(self.clients) >= self.config.listen.max_clients:
+            self._count(self.login_failures, "max_clients")
+            client.fail(
+                "53300",
+                f"cenote: {len(self.clients)} clients are connected, and max_clients is "
+                f"{self.config.listen.max_clients}",
+            )
+            return True
+        return False
+
+    async def _welcome(self, client: ClientSession, who: Login) -> None:
+        """The client is who it says: give it its pool, its key and the server's parameters."""
+        if who.database == CONSOLE:
+            await self._console(client)
+            return
+        pool = self.pool(who.database, who.user)
+        settings = pool.settings_of(settings_key(who.parameters))
+        told = pool.welcome.get(settings)
+        if told is None:
+            parameters = await parameters_for(pool, settings)
+            told = b"".join(messages.parameter_status(*item) for item in parameters.items())
+            pool.welcome[settings] = told
+        client.settings = settings
+        client.pool = pool
+        self._enter(client)
+        pool.clients += 1
+        client.write(
+            messages.AUTHENTICATION_OK
+            + told
+            + messages.backend_key_data(client.pid, client.secret)
+            + messages.READY_IDLE
+        )
+        self._begin(client)
+
+    def _enter(self, client: ClientSession) -> None:
+        """Give the client its key: a positive number nobody has, and a secret."""
+        while self._pids in self.clients:
+            self._pids = self._pids % 0x7FFFFFFF + 1
+        client.pid = self._pids
+        self._pids = self._pids % 0x7FFFFFFF + 1
+        client.secret = secrets.token_bytes(32 if client.login.version >= messages.PROTOCOL_3_2 else 4)
+        self.clients[client.pid] = client
+        self.arriving.discard(client)
+
+    def _begin(self, client: ClientSession) -> None:
+        """From here on the session reads for itself."""
+        inbox = client.inbox
+        client.inbox = None
+        client.connected = client.since = monotonic()
+        client.unmute()
+        rest = inbox.take() if inbox is not None else b""
+        if rest:
+            client.received(rest)
+
+    async def _tunnel(self, client: ClientSession, who: Login) -> None:
+        """A replication connection: a server connection of its own, and nothing in between."""
+        self._enter(client)
+        key = messages.backend_key_data(client.pid, client.secret)
+        target = target_of(self.config, who.database, who.user)
+        await self.tunnels.run(client, who, target, timeout=self.config.listen.login_timeout, key=key)
+
+    async def _console(self, client: ClientSession) -> None:
+        """The virtual database: read, answer, until the client ends."""
+        console = Console(self)
+        self._enter(client)
+        client.write(
+            messages.AUTHENTICATION_OK
+            + console.greeting()
+            + messages.backend_key_data(client.pid, client.secret)
+            + messages.READY_IDLE
+        )
+        inbox = client.inbox
+        window = _ConsoleInbox(console, client)
+        client.inbox = window
+        client.unmute()
+        if inbox is not None:
+            window.feed(inbox.take())
+
+    # -- cancels ----------------------------------------------------------------------------------------------
+
+    def cancel(self, pid: int, secret: bytes) -> None:
+        """A CancelRequest: it can only hit what this very client is running, or waits for."""
+        client = self.clients.get(pid)
+        if client is None or not hmac.compare_digest(client.secret, secret):
+            self.count_cancel("unknown")
+        elif client.waiter is not None:
+            client.pool.machine.abandon(client.waiter, monotonic())
+            self.count_cancel("while_waiting")
+            client.refuse(messages.error("ERROR", "57014", "canceling statement due to user request"))
+            client.pool.perform()
+        elif client.server is not None and client.server.replies.kind:
+            client.pool.works.cancel(client.server)
+        elif client.login.replication is not None:
+            self._spawn(self.tunnels.cancel(client))
+        else:
+            self.count_cancel("idle")
+
+    def count_cancel(self, word: str) -> None:
+        """What became of a cancel request."""
+        self._count(self.cancels, word)
+
+    def malformed(self, client: ClientSession, error: Exception) -> None:
+        """A client broke the protocol."""
+        log.warning("client_protocol_error", client=client.address, error=str(error))
+
+    def _count(self, counts: dict[str, int], word: str) -> None:
+        counts[word] = counts.get(word, 0) + 1
+
+    def _sweep(self) -> None:
+        now = monotonic()
+        for pool in self.pools:
+            pool.works.sweep(now)
+        self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
+
+    def sessions(self) -> Iterable[ClientSession]:
+        """All logged-in clients."""
+        return self.clients.values()
+
+
+class _ConsoleInbox(Inbox):
+    """What the client of the virtual database sends goes to the console, what that answers back."""
+
+    def __init__(self, console: Console, client: ClientSession) -> None:
+        super().__init__(client.mute, client.unmute)
+        self.console = console
+        self.client = client
+
+    def feed(self, data: bytes) -> None:
+        """Bytes have come."""
+        try:
+            answer = self.console.receive(data)
+        except ProtocolError as error:
+            self.client.fail("08P01", str(error))
+            return
+        if answer:
+            self.client.write(answer)
+        if self.console.closed:
+            self.client.close()
+
+
+def _somaxconn() -> int:
+    try:
+        return int(Path("/proc/sys/net/core/somaxconn").read_text())
+    except (OSError, ValueError):
+        return 4096
+
+
+def _answers(path: Path) -> bool:
+    """Whether somebody listens at this socket file."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+def run(config: Config, on_ready: Callable[[Daemon], None] | None = None, drain_timeout: float = 30.0) -> None:
+    """Serve until SIGINT or SIGTERM; the first one drains, the second one stops at once."""
+    try:
+        import uvloop
+
+        runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    except ImportError:
+        runner = asyncio.Runner()
+    with runner:
+        runner.run(_serve(config, on_ready, drain_timeout))
+
+
+async def _serve(config: Config, on_ready: Callable[[Daemon], None] | None, drain_timeout: float) -> None:
+    loop = asyncio.get_running_loop()
+    daemon = Daemon(config)
+    asked: asyncio.Queue[None] = asyncio.Queue()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, asked.put_nowait, None)
+    await daemon.start()
+    try:
+        if on_ready is not None:
+            on_ready(daemon)
+        await asked.get()
+        log.info("stopping", clients=len(daemon.clients), pid=os.getpid())
+        draining = loop.create_task(daemon.drain(drain_timeout))
+        again = loop.create_task(asked.get())
+        await asyncio.wait((draining, again), return_when=asyncio.FIRST_COMPLETED)
+        for task in (draining, again):
+            task.cancel()
+    finally:
+        await daemon.stop()

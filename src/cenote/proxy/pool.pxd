@@ -1,0 +1,47 @@
+cimport cython
+from cenote.core.histogram cimport Histogram
+from cenote.core.machine cimport Machine
+from cenote.core.slot cimport Slot, Waiter
+from cenote.proxy.roles cimport Borrower, Lender
+from cenote.proxy.server cimport ServerConnection
+
+cdef class ProxyPool(Lender):
+    cdef public object daemon
+    cdef public str database
+    cdef public str user
+    cdef public object options
+    cdef public str mode
+    cdef public bint session_mode
+    cdef public bint statement_mode
+    cdef public double acquire_timeout
+    cdef public Machine machine
+    cdef public object works
+    cdef public set servers
+    cdef public long clients
+    cdef public dict statements
+    cdef public dict settings
+    cdef public dict welcome
+    cdef public dict base
+    cdef public long long transactions
+    cdef public long long queries
+    cdef public long long errors
+    cdef public long long bytes_from_clients
+    cdef public long long bytes_to_clients
+    cdef public long recovered_plans
+    cdef public long replays
+    cdef public dict pins
+    cdef public long pinned
+    cdef public Histogram transaction_s
+    cdef public Histogram query_s
+
+    @cython.locals(now=double, server=ServerConnection)
+    cpdef borrow(self, Borrower client)
+    cdef _lend(self, ServerConnection server, Borrower client, double now)
+    @cython.locals(now=double, connection=ServerConnection)
+    cpdef settled(self, Borrower client, server)
+    @cython.locals(now=double, connection=ServerConnection)
+    cpdef in_transaction(self, Borrower client, server)
+    @cython.locals(machine=Machine, effects=list, client=Borrower, server=ServerConnection, slot=Slot)
+    cpdef perform(self)
+    cdef _part(self, Borrower client, ServerConnection server)
+    cpdef bint convert(self, Borrower client, ServerConnection server) except -1

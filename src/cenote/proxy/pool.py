@@ -1,0 +1,441 @@
+"""The shell of one pool machine in the proxy: who borrows, what the machine wants done, and the counters.
+
+One per database and user. What is on the path of every transaction is here; what takes time (dialing,
+cleaning, closing, cancelling) is in `works.py`. It decides nothing about who gets a connection.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Any
+
+from cenote.core.histogram import Histogram
+from cenote.core.machine import GRANT, REFUSE, WAKE, Machine
+from cenote.core.slot import NEVER, Slot
+from cenote.proxy.prepared import Statement, meaning
+from cenote.proxy.roles import Borrower, Lender
+from cenote.proxy.server import ServerConnection
+from cenote.proxy.settings import Settings, conversion
+from cenote.reasons import Pinned, fatal_failure
+from cenote.sql import touch
+from cenote.wire import messages
+
+_PIN_WORDS = {
+    touch.SETTINGS: Pinned.SETTINGS,
+    touch.ROLE: Pinned.ROLE,
+    touch.TEMP: Pinned.TEMPORARY_OBJECTS,
+    touch.ADVISORY: Pinned.ADVISORY_LOCKS,
+    touch.LISTEN: Pinned.LISTEN,
+    touch.CURSOR: Pinned.HELD_CURSORS,
+    touch.PREPARED: Pinned.PREPARED_BY_SQL,
+    touch.SEQUENCE: Pinned.SEQUENCES,
+    touch.PLANS: Pinned.PLANS,
+    touch.LOAD: Pinned.PROCESS_STATE,
+    touch.UNKNOWN: Pinned.UNKNOWN,
+}
+_MAX_STATEMENTS = 16_384
+_MAX_SETTINGS = 4_096
+
+
+class ProxyPool(Lender):
+    """One pool of the proxy. On the event loop.
+
+    tick: counts the uses of prepared statements, so that the oldest can be told
+    plans: counts how often cached plans turned out to be wrong; connections behind it forget theirs
+    welcome: what a client with these settings is told of the server's parameters, as messages
+    """
+
+    def __init__(self, daemon: Any, database: str, user: str, options: Any, random: Any) -> None:
+        super().__init__()
+        self.daemon = daemon
+        self.database = database
+        self.user = user
+        self.name = f"{database}/{user}"
+        self.options = options
+        self.mode = options.mode
+        self.session_mode = options.mode == "session"
+        self.statement_mode = options.mode == "statement"
+        self.acquire_timeout = options.acquire_timeout
+        self.max_prepared = options.max_prepared
+        self.machine = Machine(
+            options.min_size,
+            options.max_size,
+            options.max_waiting,
+            options.idle_timeout,
+            options.max_lifetime,
+            options.check_after,
+            options.codel,
+            random,
+        )
+        self.works: Any = None
+        self.servers: set[ServerConnection] = set()
+        self.clients = 0
+        self.statements: dict[Any, Statement] = {}
+        self.settings: dict[Any, Settings] = {}
+        self.welcome: dict[Any, bytes] = {}
+        self.base: dict[bytes, bytes] = {}
+
+        self.transactions = 0
+        self.queries = 0
+        self.errors = 0
+        self.bytes_from_clients = 0
+        self.bytes_to_clients = 0
+        self.recovered_plans = 0
+        self.replays = 0
+        self.pins: dict[str, int] = {}
+        self.pinned = 0
+        self.transaction_s = Histogram()
+        self.query_s = Histogram()
+
+    # -- on the path of every transaction ---------------------------------------------------------------------
+
+    def borrow(self, client: Borrower) -> ServerConnection | None:
+        """A server connection for the client's next message, or None: it stands in line, or was declined.
+
+        The client's input may be held on return: the connection is being made to carry its settings.
+        """
+        now = monotonic()
+        got = self.machine.acquire(now, self.acquire_timeout, client.settings, client)
+        if isinstance(got, Slot):
+            server = got.data
+            self._lend(server, client, now)
+            if self.machine.effects:
+                self.perform()
+            self.convert(client, server)
+            return server  # type: ignore[no-any-return]
+        if got.refused:
+            client.declined = self.refusal(got.refused)
+        else:
+            client.waiter = got
+            client.since = now
+            client.noticed = False
+        if self.machine.effects:
+            self.perform()
+        return None
+
+    def _lend(self, server: ServerConnection, client: Borrower, now: float) -> None:
+        server.client = client
+        client.server = server
+        server.leased_at = now
+        server.began_at = now
+        server.asked_at = now
+        server.lease_tick = self.tick
+        server.answered = False
+        server.failed = False
+        if client.stalled:
+            server.mute()
+
+    def settled(self, client: Borrower, server: ServerConnection) -> None:
+        """Nothing is owed and no transaction is open: the connection comes back, unless it is kept."""
+        now = monotonic()
+        if server.asked_at:
+            self.queries += 1
+            self.query_s.observe(now - server.asked_at)
+            self.transactions += 1
+            self.transaction_s.observe(now - server.began_at)
+            server.asked_at = 0.0
+        if client.raw:
+            return
+        self._part(client, server)
+        if server.cancels:
+            self.machine.release_touched(server.slot, now)
+        else:
+            self.machine.release(server.slot, now)
+        if self.machine.effects:
+            self.perform()
+
+    def in_transaction(self, client: Borrower, server: ServerConnection) -> None:
+        """A request was answered, and a transaction is open."""
+        if server.asked_at:
+            now = monotonic()
+            self.queries += 1
+            self.query_s.observe(now - server.asked_at)
+            server.asked_at = 0.0
+            client.since = now
+        if self.statement_mode:
+            client.fail("08P01", "cenote: transactions are not possible in statement mode")
+
+    def perform(self) -> None:
+        """Do what the machine wants. On the event loop, at the end of whatever made it want something."""
+        machine = self.machine
+        while machine.effects:
+            effects = machine.effects
+            machine.effects = []
+            for what, subject in effects:
+                if what == GRANT:
+                    if subject.slot is None:
+                        continue
+                    client = subject.data
+                    server = machine.accept(subject).data
+                    self._lend(server, client, monotonic())
+                    client.granted(server)
+                elif what == REFUSE:
+                    subject.data.refuse(self.refusal(subject.refused))
+                elif what == WAKE:
+                    self.works.wake(machine.alarm)
+                else:
+                    self.works.start(what, subject)
+
+    def _part(self, client: Borrower, server: ServerConnection) -> None:
+        client.server = None
+        server.client = None
+        server.batch = None
+        if server.muted:
+            server.unmute()
+        if client.muted:
+            client.hear()
+
+    # -- what happens now and then ----------------------------------------------------------------------------
+
+    def convert(self, client: Borrower, server: ServerConnection) -> bool:
+        """Make the connection carry the client's settings; whether that takes a while (its input is held)."""
+        if server.settings is client.settings and server.plans == self.plans:
+            if not client.raw and (self.session_mode or (client.settings is not None and client.settings.opaque)):
+                client.keep(server, Pinned.SESSION_MODE if self.session_mode else Pinned.CLIENT_ENCODING)
+            return False
+        statements = [conversion(server.settings, client.settings)]
+        if server.plans != self.plans:
+            statements.insert(0, b"DEALLOCATE ALL")
+            server.plans = self.plans
+            server.forget_all()
+        client.holding = True
+        server.inject(b";".join(filter(None, statements)), Conversion(self, client, server, client.settings).done)
+        return True
+
+    def converted(self, client: Borrower, server: ServerConnection, settings: Any, error: Any) -> None:
+        """The server has answered to a conversion."""
+        if error is None:
+            server.settings = settings
+            server.slot.settings = settings
+        if server.client is not client:
+            return
+        if error is not None:
+            client.holding = False
+            client.misfit(error)
+            return
+        server.answered = False
+        self.convert(client, server)
+        client.go_on()
+
+    def cleared(self, client: Borrower, server: ServerConnection, kinds: int) -> None:
+        """A text that only clears session state was answered."""
+        if not server.failed:
+            if kinds & touch.SETTINGS:
+                server.settings = None
+                server.slot.settings = None
+            if kinds & touch.PREPARED:
+                server.forget_all()
+                client.forget_statements()
+        client.go_on_after(server)
+
+    def unneeded(self, client: Borrower, server: ServerConnection) -> None:
+        """A connection was granted to a client that has nothing to send."""
+        self.settled(client, server)
+
+    def statement(self, settings: Settings | None, tail: bytes, reading: Any) -> Statement:
+        """The statement that is this text with these types under these settings. O(tail)"""
+        key = (settings.meaning if settings is not None else None, tail)
+        statement = self.statements.get(key)
+        if statement is None:
+            if len(self.statements) >= _MAX_STATEMENTS:
+                self.statements.clear()  # those in use stay with who uses them
+            statement = Statement(tail, reading)
+            self.statements[key] = statement
+        return statement
+
+    def known(self, settings: Settings | None, tail: bytes) -> Statement | None:
+        """The statement, if a server has parsed it."""
+        statement = self.statements.get((settings.meaning if settings is not None else None, tail))
+        return statement if statement is not None and statement.proved else None
+
+    def settings_of(self, key: Any) -> Settings | None:
+        """The one object for these startup parameters; None where there are none."""
+        if not key:
+            return None
+        settings = self.settings.get(key)
+        if settings is None:
+            if len(self.settings) >= _MAX_SETTINGS:
+                self.settings.clear()
+                self.welcome.clear()
+            settings = Settings(key, meaning(key))
+            self.settings[key] = settings
+        return settings
+
+    def pin_reason(self, touches: int) -> str:
+        """The word for the first kind of state that is touched, the gravest first."""
+        for flag in (touch.UNKNOWN, touch.LOAD, touch.ROLE, *_PIN_WORDS):
+            if touches & flag:
+                return _PIN_WORDS[flag]
+        return Pinned.UNKNOWN
+
+    def pinned_by(self, client: Borrower, reason: str) -> None:
+        """A client keeps its connection from now on."""
+        self.pins[reason] = self.pins.get(reason, 0) + 1
+        self.pinned += 1
+        if reason != Pinned.SESSION_MODE:
+            self.works.log_pin(client, reason)
+
+    def plan_changed(self) -> None:
+        """A cached plan is wrong: every connection of this pool prepares anew what it is asked for next."""
+        self.plans += 1
+        self.recovered_plans += 1
+
+    def refusal(self, reason: str) -> bytes:
+        """The error that says why there is no connection, with the numbers."""
+        return self.works.refusal(reason)  # type: ignore[no-any-return]
+
+    # -- ends -------------------------------------------------------------------------------------------------
+
+    def client_gone(self, client: Borrower) -> None:
+        """A client has left, in whatever state."""
+        now = monotonic()
+        waiter = client.waiter
+        if waiter is not None:
+            client.waiter = None
+            self.machine.abandon(waiter, now)
+        server = client.server
+        if client.pin:
+            self.pinned -= 1
+        if server is not None:
+            self._part(client, server)
+            slot = server.slot
+            if server.lost:
+                pass  # its own end is being told
+            elif client.left and not client.dropping:
+                self.machine.release_broken(slot, now, "unfinished", "private")
+            elif client.raw and not self.session_mode:
+                self.machine.release_broken(slot, now, "pinned", "private")
+            elif server.rests() and not server.cancels and not self.session_mode:
+                self.machine.release(slot, now)
+            else:
+                self.machine.release_touched(slot, now)
+        if self.machine.effects:
+            self.perform()
+
+    def server_gone(self, server: ServerConnection) -> None:
+        """A server connection has ended. One that nobody awaits is told to the machine here."""
+        self.servers.discard(server)
+        slot = server.slot
+        if slot is None:
+            return
+        now = monotonic()
+        failure = self.failure(server)
+        state = slot.state()
+        client = server.client
+        if state == "idle":
+            self.machine.idle_lost(slot, now, "server_closed", failure)
+        elif state == "leased" and client is not None:
+            batch = server.batch if server.replaying else None
+            self._part(client, server)
+            self.machine.release_broken(slot, now, "server_closed", failure)
+            if batch is not None:
+                self.replays += 1
+                client.resubmit(batch)
+            else:
+                client.server_lost(server)
+        if self.machine.effects:
+            self.perform()
+
+    def failure(self, server: ServerConnection) -> str:
+        """What the end of this connection says about the others."""
+        fields = messages.error_fields(server.fatal) if server.fatal is not None else {}
+        return fatal_failure(fields.get("C", "")) or "connection" if fields else "connection"
+
+    def broken(self, server: ServerConnection, error: Exception) -> None:
+        """The server broke the protocol: this pair ends."""
+        now = monotonic()
+        self.works.log_broken(server, error)
+        client = server.client
+        slot = server.slot
+        server.broken_by = error
+        if client is not None:
+            self._part(client, server)
+            client.fail("08P01", f"cenote: {error}")
+        if slot is not None:
+            state = slot.state()
+            if state == "leased":
+                self.machine.release_broken(slot, now, "protocol", "private")
+            elif state == "idle":
+                self.machine.idle_lost(slot, now, "protocol", "private")
+        server.abort()
+        if self.machine.effects:
+            self.perform()
+
+    def cancel_now(self, server: ServerConnection) -> None:
+        """Pass on the cancel that waited for the client's own request."""
+        server.cancel_wanted = False
+        self.works.cancel(server)
+
+    def tick_now(self) -> None:
+        """The machine's alarm has come."""
+        self.machine.tick(monotonic())
+        if self.machine.effects:
+            self.perform()
+
+    def alarm(self) -> float:
+        """When the machine wants to be woken; infinite for never."""
+        return self.machine.alarm if self.machine.alarm != NEVER else NEVER
+
+
+class Guest(Borrower):
+    """A borrower of our own: it wants a connection with certain settings for a moment, as a client would.
+
+    there: done with None when it has one, with the error message otherwise
+    """
+
+    def __init__(self, pool: ProxyPool, settings: Settings | None, there: Any) -> None:
+        super().__init__()
+        self.pool = pool
+        self.settings = settings
+        self.there = there
+        self.address = "cenote"
+
+    def granted(self, server: ServerConnection) -> None:
+        self.waiter = None
+        if not self.pool.convert(self, server):
+            self.go_on()
+
+    def go_on(self) -> None:
+        self.holding = False
+        self.end(None)
+
+    def refuse(self, error: bytes) -> None:
+        """There is no connection."""
+        self.waiter = None
+        self.end(error)
+
+    def misfit(self, error: bytes) -> None:
+        """The server refuses these settings."""
+        self.end(messages.message(b"E", error))
+
+    def server_lost(self, server: ServerConnection) -> None:
+        """The connection ended."""
+        self.fail("08006", "cenote: the server closed the connection unexpectedly")
+
+    def fail(self, sqlstate: str, text: str) -> None:
+        """The pool ends."""
+        self.end(messages.error("FATAL", sqlstate, text))
+
+    def end(self, error: bytes | None) -> None:
+        """Tell who waits."""
+        if not self.there.done():
+            self.there.set_result(error)
+
+    def write(self, data: bytes) -> None:
+        """Nobody reads it."""
+
+    def mute(self) -> None:
+        """There is nothing to stop."""
+
+
+class Conversion:
+    """What is known of a conversion until the server answers."""
+
+    def __init__(self, pool: Any, client: Any, server: Any, settings: Any) -> None:
+        self.pool = pool
+        self.client = client
+        self.server = server
+        self.settings = settings
+
+    def done(self, error: bytes | None) -> None:
+        self.pool.converted(self.client, self.server, self.settings, error)

@@ -1,0 +1,13 @@
+cdef class Statement:
+    cdef public bytes tail
+    cdef public Reading reading
+    cdef public long long used
+    cdef public bint proved
+
+cdef class Reading:
+    cdef public int touches
+    cdef public bint copies
+    cdef public int reads
+    cdef public int clears
+
+cpdef Reading read(bytes text)

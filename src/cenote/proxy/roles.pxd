@@ -1,0 +1,37 @@
+from cenote.proxy.peer cimport Peer
+
+cdef class Borrower(Peer):
+    cdef public object server
+    cdef public object settings
+    cdef public object waiter
+    cdef public object declined
+    cdef public object unnamed
+    cdef public bint holding
+    cdef public bint raw
+    cdef public bint copy_asked
+    cdef public bint noticed
+    cdef public bint dropping
+    cdef public Py_ssize_t left
+    cdef public long long bytes_out
+    cdef public double since
+    cdef public str pin
+    cdef public str address
+
+    cpdef answered(self, server)
+    cpdef copy_begins(self)
+    cpdef repeat(self, bytes batch)
+    cpdef granted(self, server)
+    cpdef hear(self)
+    cpdef keep(self, server, str reason)
+    cpdef go_on(self)
+
+cdef class Lender:
+    cdef public str name
+    cdef public Py_ssize_t max_prepared
+    cdef public long long tick
+    cdef public long plans
+    cdef object __weakref__
+
+    cpdef borrow(self, Borrower client)
+    cpdef settled(self, Borrower client, server)
+    cpdef in_transaction(self, Borrower client, server)

@@ -1,0 +1,114 @@
+"""What the two sides of a loan know of each other: the one who borrows, and the one who lends.
+
+Compiled modules cannot import each other in a circle; these bases break it. They hold what is read on the
+path of every transaction and decide nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cenote.proxy.peer import Peer
+
+
+class Borrower(Peer):
+    """Who may have a server connection: a client session, or a guest of our own.
+
+    settings: what the connection has to carry beside its base state
+    waiter: its place in the pool's line; declined: the error instead of a connection
+    holding: its input waits; raw: nothing is translated for it any more
+    left: bytes of a message that are still to come; dropping: and will not be sent on
+    copy_asked: it waits for the answer to an Execute of COPY
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.server: Any = None
+        self.settings: Any = None
+        self.waiter: Any = None
+        self.declined: bytes | None = None
+        self.unnamed: bytes | None = None
+        self.holding = False
+        self.raw = False
+        self.copy_asked = False
+        self.noticed = False
+        self.dropping = False
+        self.left = 0
+        self.bytes_out = 0
+        self.since = 0.0
+        self.pin = ""
+        self.address = ""
+
+    def answered(self, server: Any) -> None:
+        """The server owes nothing, and is in the transaction status it says."""
+
+    def copy_begins(self) -> None:
+        """The Execute of a COPY was answered."""
+
+    def repeat(self, batch: bytes) -> None:
+        """A plan was wrong: prepare anew and send the batch once more."""
+
+    def granted(self, server: Any) -> None:
+        """The pool's line has come to this borrower."""
+
+    def hear(self) -> None:
+        """Read again, if nothing stands against it."""
+
+    def keep(self, server: Any, reason: str) -> None:
+        """Have this server connection to the end."""
+
+    def go_on(self) -> None:
+        """Whatever held the input is over."""
+
+    def go_on_after(self, server: Any) -> None:
+        """A text that cleared session state was answered."""
+
+    def define(self, name: bytes, statement: Any) -> None:
+        """The server discarded the Close of this statement."""
+
+    def undefine(self, name: bytes, statement: Any) -> None:
+        """The server discarded the Parse of this statement."""
+
+    def forget_statements(self) -> None:
+        """It has dropped all its prepared statements."""
+
+    def refuse(self, error: bytes) -> None:
+        """There is no server connection, and this is what to say."""
+
+    def misfit(self, error: bytes) -> None:
+        """The server refuses the settings this borrower wants."""
+
+    def resubmit(self, batch: bytes) -> None:
+        """The server ended before anything of this batch ran."""
+
+    def server_lost(self, server: Any) -> None:
+        """The server connection ended in this borrower's hands."""
+
+    def fail(self, sqlstate: str, text: str) -> None:
+        """This is the end, and why."""
+
+    def notice_wait(self, now: float) -> None:
+        """It has stood in line for long."""
+
+
+class Lender:
+    """Who lends server connections.
+
+    tick: counts the uses of prepared statements
+    plans: counts how often cached plans turned out to be wrong
+    """
+
+    def __init__(self) -> None:
+        self.name = ""
+        self.max_prepared = 0
+        self.tick = 1
+        self.plans = 0
+
+    def borrow(self, client: Borrower) -> Any:
+        """A server connection, or None: the borrower stands in line, or was declined."""
+
+    def settled(self, client: Borrower, server: Any) -> None:
+        """Nothing is owed and no transaction is open."""
+
+    def in_transaction(self, client: Borrower, server: Any) -> None:
+        """A request was answered, and a transaction is open."""

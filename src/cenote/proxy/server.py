@@ -1,0 +1,441 @@
+"""A server connection after its log-in: reads answers, keeps the account, forwards, and says when it is at rest.
+
+Frames are scanned, not parsed, and whole buffers are passed on: what a buffer brings is written to the client
+in one piece unless something in it has to be taken out (answers to what we injected) or put in (answers to
+what we left out). It decides nothing about pools: at rest it tells its pool, which hands it on.
+
+Source: PostgreSQL documentation, "Message Flow" and "Message Formats".
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from typing import Any
+
+from cenote.errors import ProtocolError
+from cenote.proxy.peer import Peer
+from cenote.proxy.prepared import Statement
+from cenote.proxy.replies import (
+    BIND,
+    CLOSE,
+    DESCRIBE,
+    EXECUTE,
+    NONE,
+    OWN_CLOSE,
+    OWN_PARSE,
+    OWN_QUERY,
+    OWN_SYNC,
+    PARSE,
+    QUERY,
+    SWALLOWED,
+    SYNC,
+    SYNTHETIC,
+    SYNTHETIC_CLOSE,
+    Entry,
+    ReplyQueue,
+)
+from cenote.proxy.roles import Borrower, Lender
+from cenote.wire import messages
+
+# The same as C sees them.
+_OWED_NONE, _OWED_QUERY, _OWED_SYNC, _OWED_PARSE, _OWED_BIND = NONE, QUERY, SYNC, PARSE, BIND
+_OWED_DESCRIBE, _OWED_EXECUTE, _OWED_CLOSE, _OWED_SWALLOWED, _OWED_OWN_PARSE = (
+    DESCRIBE,
+    EXECUTE,
+    CLOSE,
+    SWALLOWED,
+    OWN_PARSE,
+)
+_OWED_OWN_CLOSE, _OWED_OWN_QUERY, _OWED_OWN_SYNC, _OWED_SYNTHETIC_CLOSE, _OWED_SYNTHETIC = (
+    OWN_CLOSE,
+    OWN_QUERY,
+    OWN_SYNC,
+    SYNTHETIC_CLOSE,
+    SYNTHETIC,
+)
+
+# Types of messages, as numbers: the scan compares bytes.
+_ROW, _COPY_DATA, _NOTICE, _NOTIFICATION, _FUNCTION_RESULT = 0x44, 0x64, 0x4E, 0x41, 0x56  # D d N A V
+_PARAMETERS, _COPY_OUT, _COPY_IN, _COPY_DONE = 0x74, 0x48, 0x47, 0x63  # t H G c
+_COMPLETE, _EMPTY, _SUSPENDED = 0x43, 0x49, 0x73  # C I s
+_DESCRIPTION, _NO_DATA = 0x54, 0x6E  # T n
+_PARSED, _BOUND, _CLOSED = 0x31, 0x32, 0x33  # 1 2 3
+_READY, _ERROR, _STATUS = 0x5A, 0x45, 0x53  # Z E S
+_IDLE = 0x49  # I, as a transaction status
+
+# A message that has to be seen whole is held up to this size; rows and copy data are never held.
+_HOLD_BYTES = 16_777_216
+
+
+class ServerConnection(Peer):
+    """One server connection. `client` has it, or nobody. On the event loop.
+
+    status: the transaction status of the last ReadyForQuery (I, T, E)
+    settings: what it carries beside its base state, an object of `settings.py`; None is the base state
+    known, names: prepared statements the server has (or will have), by statement and by name
+    unnamed: what the unnamed statement was parsed from; None if the server has none that we know
+    copying: the server reads CopyData; it ignores Sync and Flush meanwhile
+    skipping: it discards everything until Sync
+    at_rest: nothing is owed and no transaction is open
+    """
+
+    def __init__(self, pool: Lender) -> None:
+        super().__init__()
+        self.pool: Any = pool
+        self.slot: Any = None
+        self.client: Borrower | None = None
+        self.replies = ReplyQueue()
+        self.status = _IDLE
+        self.settings: Any = None
+        self.known: dict[Statement, bytes] = {}
+        self.names: dict[bytes, Statement] = {}
+        self.unnamed: bytes | None = None
+        self.copying = False
+        self.early_ends = 0  # the client ended a COPY before we saw that it began
+        self.skipping = False
+        self.answered = False  # something came since the lease began
+        self.batch: bytes | None = None  # what is in flight, while it could be sent once more as it is
+        self.described = False  # that batch is Bind ... Sync and asks for the description of its rows
+        self.replaying = False
+        self.lease_tick = 0
+        self.leased_at = 0.0
+        self.began_at = 0.0  # the transaction; and the request, 0 when none is under way
+        self.asked_at = 0.0
+        self.part = b""
+        self.left = 0
+        self.dropping = False
+        self.finished: list[Entry] = []
+        self.fatal: bytes | None = None
+        self.failed = False  # the request under way was answered with an error
+        self.broken_by: Exception | None = None
+        self.plans = 0  # of the pool's, when its plans were last known to be good
+        self.quiet: asyncio.Future[None] | None = None
+        self.farewell: asyncio.Future[None] | None = None
+        self.cancels = 0
+        self.cancel_wanted = False
+        # Filled in by the log-in.
+        self.parameters: dict[bytes, bytes] = {}
+        self.backend_pid = 0
+        self.backend_secret = b""
+        self.endpoint: Any = None
+        self.version = 0
+        self.opened_at = monotonic()
+
+    # -- answers --------------------------------------------------------------------------------------------
+
+    def received(self, data: bytes) -> None:  # noqa: PLR0915 - one loop: a call per message costs
+        """Bytes from the server. O(bytes), and nothing is copied that can pass as it is."""
+        if self.part:
+            data = self.part + data
+            self.part = b""
+        p = data
+        n = len(data)
+        i = 0
+        start = 0
+        ready = False
+        client = self.client
+        replies = self.replies
+        fresh = not self.answered
+        self.answered = True
+        if self.left:
+            i = n if self.left > n else self.left
+            self.left -= i
+            if self.dropping:
+                start = i
+        while n - i >= 5:
+            kind = p[i]
+            length = p[i + 1] << 24 | p[i + 2] << 16 | p[i + 3] << 8 | p[i + 4]
+            end = i + 1 + length
+            if length < 4 or length > 0x7FFFFFFF:
+                self._broken(f"a message of type {chr(kind)!r} claims {length} bytes")
+                return
+            owed = replies.kind
+            drop = client is None or owed >= _OWED_SWALLOWED
+            if kind in (_ROW, _COPY_DATA):
+                if drop:
+                    if i > start and client is not None:
+                        client.write(data[start:i])
+                    start = end
+                i = end
+                continue
+            if end > n and kind not in (_NOTICE, _NOTIFICATION, _FUNCTION_RESULT):
+                if length > _HOLD_BYTES:
+                    self._broken(f"a message of type {chr(kind)!r} of {length} bytes")
+                    return
+                break
+            if kind == _ERROR and (owed in (_OWED_OWN_PARSE, _OWED_OWN_CLOSE)):
+                drop = client is None  # it is the answer to what made us send that
+            if drop and i > start and client is not None:
+                client.write(data[start:i])
+            if kind == _READY:
+                self.status = p[i + 5]
+                if owed not in (_OWED_QUERY, _OWED_SYNC):
+                    if owed not in (_OWED_OWN_QUERY, _OWED_OWN_SYNC):
+                        self._broken("ReadyForQuery that nobody asked for")
+                        return
+                    self.finished.append(replies.entry)
+                elif self.replaying:
+                    drop = True
+                    if i > start and client is not None:
+                        client.write(data[start:i])
+                replies.ready()
+                self.copying = False
+                self.early_ends = 0
+                ready = True
+            elif kind in (_COMPLETE, _EMPTY, _SUSPENDED):
+                self.copying = False
+                if owed == _OWED_EXECUTE:
+                    replies.advance()
+                elif owed not in (_OWED_QUERY, _OWED_OWN_QUERY):
+                    self._broken(f"a message of type {chr(kind)!r} that nobody asked for")
+                    return
+            elif kind in (_DESCRIPTION, _NO_DATA):
+                if owed == _OWED_DESCRIBE:
+                    replies.advance()
+                elif owed not in (_OWED_QUERY, _OWED_OWN_QUERY):
+                    self._broken(f"a message of type {chr(kind)!r} that nobody asked for")
+                    return
+            elif kind == _BOUND:
+                if owed != _OWED_BIND:
+                    self._broken("BindComplete that nobody asked for")
+                    return
+                replies.advance()
+            elif kind == _PARSED:
+                if owed not in (_OWED_PARSE, _OWED_OWN_PARSE):
+                    self._broken("ParseComplete that nobody asked for")
+                    return
+                if replies.entry is not None and replies.entry.statement is not None:
+                    replies.entry.statement.proved = True
+                replies.advance()
+            elif kind == _CLOSED:
+                if owed not in (_OWED_CLOSE, _OWED_OWN_CLOSE):
+                    self._broken("CloseComplete that nobody asked for")
+                    return
+                replies.advance()
+            elif kind == _ERROR:
+                if self._error(data[i + 5 : end], owed, fresh and i == 0) and client is not None:
+                    drop = True
+                    if i > start:
+                        client.write(data[start:i])
+            elif kind == _STATUS:
+                self._parameter(data[i + 5 : end])
+            elif kind == _COPY_IN:
+                if owed not in (_OWED_QUERY, _OWED_EXECUTE):
+                    self._broken("CopyInResponse that nobody asked for")
+                    return
+                if self.early_ends:
+                    self.early_ends -= 1
+                else:
+                    self.copying = True
+            elif kind not in (_NOTICE, _NOTIFICATION, _FUNCTION_RESULT, _PARAMETERS, _COPY_OUT, _COPY_DONE):
+                self._broken(f"a message of type {chr(kind)!r}, which is not of this protocol")
+                return
+            if drop:
+                start = end
+            i = end
+            while replies.kind >= _OWED_SYNTHETIC:
+                if client is not None:
+                    if i > start:
+                        client.write(data[start:i])
+                    start = i
+                    client.write(replies.entry.reply)
+                replies.advance()
+        if i > n:
+            self.left = i - n
+            self.dropping = start == i
+            i = n
+        elif i < n:
+            self.part = data[i:] if i else data
+        if client is not None and start < i:
+            if start == 0 and i == n:
+                client.write(data)
+                client.bytes_out += n
+            else:
+                client.write(data[start:i])
+                client.bytes_out += i - start
+        if ready:
+            self._ready()
+        elif client is not None and client.copy_asked and (self.copying or replies.kind == _OWED_NONE):
+            client.copy_begins()
+
+    def _ready(self) -> None:
+        """After a ReadyForQuery: callbacks, then the pool if nothing is owed."""
+        if self.finished:
+            finished = self.finished
+            self.finished = []
+            for entry in finished:
+                if entry.done is not None:
+                    entry.done(entry.failed)
+        self.batch, batch = None, self.batch
+        if self.replies.kind == _OWED_NONE:
+            if self.quiet is not None and not self.quiet.done():
+                self.quiet.set_result(None)
+            client = self.client
+            if client is not None:
+                if self.replaying and batch is not None:
+                    self.replaying = False
+                    client.repeat(batch)
+                else:
+                    client.answered(self)
+        elif self.cancel_wanted and self.replies.kind < _OWED_SWALLOWED:
+            self.pool.cancel_now(self)
+
+    def _error(self, body: bytes, owed: int, first: bool) -> bool:
+        """An ErrorResponse. Whether the client shall not hear of it.
+
+        :param first: nothing else has come since the lease began
+        """
+        replies = self.replies
+        self.copying = False
+        self.failed = True
+        if b"SFATAL\0" in body or b"SPANIC\0" in body or b"VFATAL\0" in body or b"VPANIC\0" in body:
+            self.fatal = body
+        if owed in (_OWED_NONE, _OWED_QUERY, _OWED_SYNC):
+            return first and self.fatal is not None and self._undone()
+        if owed in (_OWED_OWN_QUERY, _OWED_OWN_SYNC):
+            replies.entry.failed = body
+            return True
+        if self.fatal is not None:
+            return first and self._undone()
+        changed = b"C0A000\0" in body and b"RevalidateCachedQuery\0" in body
+        self._undo(replies.discard_to_sync())
+        if replies.kind == _OWED_NONE:
+            self.skipping = True
+        if changed:
+            self.pool.plan_changed()
+            # The plan is looked at before anything runs, so nothing has been done; and only a client that
+            # asked for the description of the rows will notice that they are others now.
+            if first and self.described and self.batch is not None and replies.pending() == 1:
+                self.replaying = True
+        return self.replaying
+
+    def _undone(self) -> bool:
+        """The server ended the session before it answered anything: whether the batch may run on another one.
+
+        57P01 and 57P05 roll back what was begun, and no command had completed: its answer would have come first.
+        """
+        fatal = self.fatal or b""
+        if self.batch is None or self.client is None or not (b"C57P01\0" in fatal or b"C57P05\0" in fatal):
+            return False
+        self.replaying = True
+        return True
+
+    def _undo(self, dropped: list[Entry] | None) -> None:
+        """The server discarded these requests: so does the bookkeeping."""
+        client = self.client
+        if self.replies.dropped_unnamed:
+            self.replies.dropped_unnamed = False
+            self.unnamed = None
+            if client is not None:
+                client.unnamed = None
+        if dropped is None:
+            return
+        for entry in reversed(dropped):
+            if entry.kind == _OWED_PARSE:
+                self.forget(entry.statement)
+                if client is not None:
+                    client.undefine(entry.name, entry.statement)
+            elif entry.kind == _OWED_OWN_PARSE:
+                if entry.statement is not None:
+                    self.forget(entry.statement)
+                else:
+                    self.unnamed = None
+            elif entry.kind == _OWED_OWN_CLOSE:
+                if entry.statement is not None:
+                    self.know(entry.statement, entry.name)
+            elif entry.kind == _OWED_SYNTHETIC:
+                if client is not None:
+                    client.undefine(entry.name, entry.statement)
+            elif entry.kind == _OWED_SYNTHETIC_CLOSE and client is not None:
+                client.define(entry.name, entry.statement)
+
+    def _parameter(self, body: bytes) -> None:
+        """A ParameterStatus."""
+        texts = body.split(b"\0")
+        if len(texts) == 3:
+            self.parameters[texts[0]] = texts[1]
+
+    def _broken(self, what: str) -> None:
+        """The server does not keep to the protocol: this pair ends, nobody else is touched."""
+        self.pool.broken(self, ProtocolError(f"the server sent {what}", pool=self.pool.name))
+
+    # -- prepared statements ----------------------------------------------------------------------------------
+
+    def know(self, statement: Statement, name: bytes) -> None:
+        """The server has, or will have, this statement under this name."""
+        self.known[statement] = name
+        self.names[name] = statement
+
+    def forget(self, statement: Statement) -> None:
+        """The server does not have it (any more)."""
+        name = self.known.pop(statement, None)
+        if name is not None:
+            self.names.pop(name, None)
+
+    def forget_all(self) -> None:
+        """The server has no prepared statement."""
+        self.known.clear()
+        self.names.clear()
+        self.unnamed = None
+
+    # -- own requests -----------------------------------------------------------------------------------------
+
+    def inject(self, sql: bytes, done: Any) -> None:
+        """Send a query of our own; `done(error body or None)` is called at its ReadyForQuery."""
+        entry = Entry(_OWED_OWN_QUERY)
+        entry.done = done
+        self.unnamed = None
+        self.write(messages.query(sql))
+        self.replies.add(entry)
+
+    def close_statement(self, statement: Statement | None, name: bytes) -> None:
+        """Send a Close of our own."""
+        if statement is not None:
+            self.forget(statement)
+        self.write(messages.close_statement(name))
+        self.replies.add(Entry(_OWED_OWN_CLOSE, statement, name))
+
+    def sync(self) -> None:
+        """Send a Sync of our own."""
+        self.skipping = False
+        self.write(messages.SYNC)
+        self.replies.add(Entry(_OWED_OWN_SYNC))
+
+    def copy_ended(self) -> None:
+        """The client has sent CopyDone or CopyFail: the server heeds Sync again."""
+        if self.copying:
+            self.copying = False
+        else:
+            self.early_ends += 1
+
+    def rests(self) -> bool:
+        """Nothing is owed, nothing half said, no transaction open."""
+        return (
+            self.replies.kind == _OWED_NONE
+            and self.status == _IDLE
+            and not (self.replies.open or self.left or self.part)
+        )
+
+    # -- the transport ----------------------------------------------------------------------------------------
+
+    def gone(self, error: Exception | None) -> None:
+        if self.quiet is not None and not self.quiet.done():
+            self.quiet.set_result(None)
+        if self.farewell is not None and not self.farewell.done():
+            self.farewell.set_result(None)
+        self.pool.server_gone(self)
+
+    def full(self) -> None:
+        if self.client is not None:
+            self.client.mute()
+
+    def drained(self) -> None:
+        if self.client is not None:
+            self.client.hear()
+
+
+class ServerProtocol(ServerConnection, asyncio.Protocol):
+    """The compiled connection as asyncio wants it."""
+
+    __slots__ = ()

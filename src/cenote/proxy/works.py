@@ -1,0 +1,371 @@
+"""What a pool of the proxy does besides lending: dial, ping, clean up, close, cancel. Each is a bounded task.
+
+Every wait has a deadline, and every task ends by telling the machine what came of it, whatever happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from time import monotonic
+from typing import Any
+
+from cenote.core.machine import CLOSE, OPEN, PEEK, PING, RESET
+from cenote.core.slot import Slot
+from cenote.proxy.auth.keys import KeyCache
+from cenote.proxy.dial import DialError, dial, send_cancel
+from cenote.proxy.log import get_log
+from cenote.proxy.pool import Guest, ProxyPool
+from cenote.proxy.replies import NONE, QUERY, SWALLOWED, SYNC
+from cenote.proxy.server import ServerConnection, ServerProtocol
+from cenote.proxy.target import Target
+from cenote.reasons import Failure
+from cenote.wire import messages
+
+log = get_log("cenote.proxy.pool")
+
+_LET_GO_S = 5.0  # how long a server may take to let go of a closed connection
+_CANCEL_S = 10.0
+_IN_FAILED = 0x45
+_IDLE = 0x49
+
+
+class Works:
+    """The slow works of one pool. On the event loop."""
+
+    def __init__(self, pool: ProxyPool, target: Target, keys: KeyCache) -> None:
+        self.pool = pool
+        self.target = target
+        self.keys = keys
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.loop = asyncio.get_running_loop()
+        self.timer: asyncio.TimerHandle | None = None
+        self.last_error: DialError | None = None
+
+    def start(self, what: str, slot: Slot) -> None:
+        """Begin what the machine ordered."""
+        slot.owed = False
+        if what == OPEN:
+            self.spawn(self._open(slot))
+        elif what == CLOSE:
+            self.spawn(self._close(slot))
+        elif what == RESET:
+            self.spawn(self._reset(slot))
+        elif what == PING:
+            self.spawn(self._ping(slot))
+        elif what == PEEK:
+            # What has come is read in this turn of the loop: at its end the connection is as alive as it looks.
+            self.loop.call_later(0.001, self._peeked, slot)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a task to its end, and know of it meanwhile."""
+        task = self.loop.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def wake(self, when: float) -> None:
+        """Call the machine at `when`, unless that is arranged already."""
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = self.loop.call_later(max(0.0, when - monotonic()), self.pool.tick_now)
+
+    async def ended(self) -> None:
+        """Wait for all tasks."""
+        while self.tasks:
+            await asyncio.wait(set(self.tasks))
+        if self.timer is not None:
+            self.timer.cancel()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("task_failed", exc_info=task.exception(), pool=self.pool.name)
+
+    # -- opening ----------------------------------------------------------------------------------------------
+
+    async def _open(self, slot: Slot) -> None:
+        pool, machine = self.pool, self.pool.machine
+        if not machine.dial_needed(slot, monotonic()):
+            pool.perform()
+            return
+        failure = "destination"
+        server: ServerConnection | None = None
+        try:
+            timeout = pool.options.connect_timeout
+            begun = monotonic()
+            server = await self._dial(timeout)
+            if pool.options.init_query:
+                left = max(0.1, timeout - (monotonic() - begun))
+                error = await self._run(server, pool.options.init_query.encode(), left)
+                if error is not None:
+                    fields = messages.error_fields(error)
+                    raise DialError(
+                        fields.get("C", ""), f"init_query failed: {fields.get('M', '')}", Failure.PERMANENT
+                    )
+        except DialError as error:
+            if server is not None:
+                server.abort()
+            self.last_error = error
+            failure = str(error.failure)
+            log.warning("dial_failed", pool=pool.name, failure=failure, sqlstate=error.sqlstate, error=str(error))
+            machine.dial_failed(slot, monotonic(), failure)
+            pool.perform()
+            return
+        except BaseException:
+            machine.dial_failed(slot, monotonic(), failure)
+            pool.perform()
+            raise
+        server.slot = slot
+        server.plans = pool.plans
+        slot.data = server
+        slot.settings = None
+        if server.parameters != pool.base:
+            # A server upgraded or configured anew: new clients hear of it.
+            pool.welcome.clear()
+            pool.base = dict(server.parameters)
+        if server.lost:
+            machine.dial_failed(slot, monotonic(), "connection")
+        else:
+            pool.servers.add(server)
+            machine.dialed(slot, monotonic())
+        pool.perform()
+
+    async def _dial(self, timeout: float) -> ServerConnection:
+        target = self.target
+        return await dial(
+            lambda: ServerProtocol(self.pool),
+            target.database,
+            target.user,
+            target.password,
+            {},
+            timeout,
+            self.keys,
+            dbname=target.dbname,
+        )
+
+    # -- looking ----------------------------------------------------------------------------------------------
+
+    def _peeked(self, slot: Slot) -> None:
+        if slot.data.lost:
+            self.pool.machine.check_failed(slot, monotonic(), "server_closed", self.pool.failure(slot.data))
+        else:
+            self.pool.machine.check_passed(slot, monotonic(), False)
+        self.pool.perform()
+
+    async def _ping(self, slot: Slot) -> None:
+        machine = self.pool.machine
+        server = slot.data
+        error = await self._run(server, b";", self.pool.options.connect_timeout)
+        if error is None and server.rests():
+            machine.check_passed(slot, monotonic(), True)
+        else:
+            server.abort()
+            machine.check_failed(slot, monotonic(), "check_failed", self.pool.failure(server))
+        self.pool.perform()
+
+    async def _run(self, server: ServerConnection, sql: bytes, timeout: float) -> bytes | None:
+        """Run a query of our own: None, or the body of its error (b"" if the connection ended or time ran out)."""
+        answers: list[bytes | None] = []
+        if server.lost:
+            return b""
+        server.inject(sql, answers.append)
+        if not await self._quiet(server, timeout) or not answers:
+            return b""
+        return answers[0]
+
+    async def _quiet(self, server: ServerConnection, timeout: float) -> bool:
+        """Wait until the server owes nothing; whether that came in time."""
+        deadline = monotonic() + timeout
+        while server.replies.kind != NONE or server.replies.open:
+            if server.lost:
+                return False
+            server.quiet = self.loop.create_future()
+            try:
+                await asyncio.wait_for(server.quiet, max(0.0, deadline - monotonic()))
+            except TimeoutError:
+                return False
+            finally:
+                server.quiet = None
+        return not server.lost
+
+    # -- cleaning up ------------------------------------------------------------------------------------------
+
+    async def _reset(self, slot: Slot) -> None:
+        """Bring back a connection that its client left in the middle of something, or that a cancel may hit."""
+        pool, machine = self.pool, self.pool.machine
+        server = slot.data
+        clean = False
+        try:
+            clean = await self._cleaned(server, monotonic() + pool.options.cleanup_timeout)
+        finally:
+            if clean and server.rests():
+                machine.reset_done(slot, monotonic())
+            else:
+                failure = pool.failure(server) if server.lost else "private"
+                machine.reset_failed(slot, monotonic(), failure)
+            pool.perform()
+
+    async def _cleaned(self, server: ServerConnection, deadline: float) -> bool:
+        if server.lost:
+            return False
+        if server.replies.kind != NONE:
+            self.cancel(server)
+        if server.copying:
+            server.write(messages.copy_fail("the client has left"))
+            server.copy_ended()
+        if server.replies.open:
+            server.sync()
+        if not await self._quiet(server, deadline - monotonic()):
+            return False
+        if server.status != _IDLE and await self._run(server, b"ROLLBACK", deadline - monotonic()) is not None:
+            return False
+        while server.cancels:
+            # The next borrower must not get this one's cancel.
+            server.quiet = self.loop.create_future()
+            try:
+                await asyncio.wait_for(server.quiet, max(0.0, deadline - monotonic()))
+            except TimeoutError:
+                return False
+            finally:
+                server.quiet = None
+        if self.pool.session_mode:
+            if await self._run(server, b"DISCARD ALL", deadline - monotonic()) is not None:
+                return False
+            server.forget_all()
+            server.settings = None
+            server.slot.settings = None
+        return not server.lost
+
+    async def _close(self, slot: Slot) -> None:
+        """Close a connection and wait until the server has let go of it."""
+        server = slot.data
+        try:
+            if not server.lost:
+                if server.replies.kind != NONE:
+                    await self._cancel(server)
+                server.unmute()
+                server.write(messages.TERMINATE)
+                deadline = monotonic() + _LET_GO_S
+                while not server.lost and monotonic() < deadline:
+                    server.farewell = self.loop.create_future()
+                    try:
+                        await asyncio.wait_for(server.farewell, deadline - monotonic())
+                    except TimeoutError:
+                        break
+        finally:
+            server.abort()
+            self.pool.servers.discard(server)
+            slot.data = None
+            self.pool.machine.closed(slot, monotonic())
+            self.pool.perform()
+
+    # -- cancels ----------------------------------------------------------------------------------------------
+
+    def cancel(self, server: ServerConnection) -> None:
+        """Cancel what runs on this connection; it stays out of the pool until that cannot hit another query."""
+        if server.replies.kind == NONE or server.cancels:
+            return
+        if server.replies.kind >= SWALLOWED:
+            server.cancel_wanted = True  # ours runs; the client's comes after
+            return
+        self.spawn(self._cancel(server))
+
+    async def _cancel(self, server: ServerConnection) -> None:
+        server.cancels += 1
+        try:
+            delivered = await send_cancel(
+                server.endpoint, server.backend_pid, server.backend_secret, timeout=_CANCEL_S
+            )
+            self.pool.daemon.count_cancel("delivered" if delivered else "failed")
+            if not delivered:
+                log.warning("cancel_failed", pool=self.pool.name, server_pid=server.backend_pid)
+        finally:
+            server.cancels -= 1
+            if server.quiet is not None and not server.quiet.done() and not server.cancels:
+                server.quiet.set_result(None)
+
+    # -- every second -----------------------------------------------------------------------------------------
+
+    def sweep(self, now: float) -> None:
+        """Tell those who wait for long, and end what has run or idled for too long. O(waiting + leased)"""
+        pool = self.pool
+        options = pool.options
+        if options.wait_notice:
+            for waiter in list(pool.machine.waiting):
+                if now - waiter.since >= options.wait_notice:
+                    waiter.data.notice_wait(now)
+        for server in list(pool.servers):
+            client = server.client
+            if client is None:
+                continue
+            if server.status != _IDLE and server.replies.kind == NONE and not server.asked_at:
+                limit = options.idle_transaction_timeout
+                if limit and now - client.since >= limit:
+                    client.fail("25P03", f"cenote: idle in transaction for longer than {limit:g} s")
+            elif server.replies.kind in (QUERY, SYNC) or server.asked_at:
+                limit = options.query_timeout
+                if limit and server.asked_at and now - server.asked_at >= limit:
+                    self.cancel(server)
+
+    # -- words ------------------------------------------------------------------------------------------------
+
+    def refusal(self, reason: str) -> bytes:
+        """The error that says why there is no connection, with the numbers."""
+        pool, machine = self.pool, self.pool.machine
+        state = (
+            f"{machine.leased.size}/{machine.max_size} leased, {machine.connecting.size} connecting, "
+            f"{machine.waiting.size} waiting, {pool.pinned} pinned"
+        )
+        name = f'cenote: pool "{pool.name}"'
+        if reason in ("draining", "closed"):
+            return messages.error("FATAL", "57P01", f"{name} is {reason}: no new transactions. [P2004]")
+        if reason == "connect_failed" and self.last_error is not None:
+            error = self.last_error
+            return messages.error("ERROR", error.sqlstate or "08001", f"{name}: {error}", detail=state)
+        if reason == "queue_full":
+            text = f"{name}: {machine.max_waiting} clients already wait (max_waiting). [P2001]"
+            hint = (
+                "the server is slower than its clients ask; look at SHOW POOLS, then at max_size and max_waiting"
+            )
+        elif reason == "shed":
+            text = f"{name}: the queue has stood for too long, so the oldest are refused (codel). [P2002]"
+            hint = "the server is overloaded: retry later, with back-off"
+        else:
+            text = f"{name}: no server connection within {pool.acquire_timeout:g} s. [P2003]"
+            hint = ""
+            if self.last_error is not None and not machine.leased.size:
+                text = f"{name}: no server connection within {pool.acquire_timeout:g} s: {self.last_error}"
+            elif pool.pinned >= machine.max_size:
+                hint = "every connection is pinned to a client: SHOW CLIENTS says to whom and why"
+        return messages.error("ERROR", "53300", text, detail=state, hint=hint)
+
+    def log_pin(self, client: Any, reason: str) -> None:
+        """A client keeps its connection, and why."""
+        log.info("pinned", pool=self.pool.name, client=client.address, reason=reason)
+
+    def log_broken(self, server: ServerConnection, error: Exception) -> None:
+        """A server broke the protocol."""
+        log.error("server_protocol_error", pool=self.pool.name, server_pid=server.backend_pid, error=str(error))
+
+
+async def parameters_for(pool: ProxyPool, settings: Any) -> dict[bytes, bytes]:
+    """What the server says of its parameters to a session with these settings.
+
+    :raises Declined: with the message that a client shall read
+    """
+    guest = Guest(pool, settings, asyncio.get_running_loop().create_future())
+    server = pool.borrow(guest)
+    try:
+        error = guest.declined
+        if error is None and (server is None or guest.holding):
+            error = await guest.there
+        if error is not None:
+            raise Declined(error)
+        assert guest.server is not None
+        return dict(guest.server.parameters)
+    finally:
+        pool.client_gone(guest)
+
+
+class Declined(Exception):
+    """There is no connection; `args[0]` is the message that says why."""

@@ -1,0 +1,1 @@
+"""The PostgreSQL protocol without I/O: bytes in, decisions and bytes out. No sockets, no clock."""
