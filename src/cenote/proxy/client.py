@@ -10,7 +10,6 @@ Source: PostgreSQL documentation, "Message Flow" and "Message Formats".
 
 from __future__ import annotations
 
-import asyncio
 from time import monotonic
 from typing import Any
 
@@ -758,9 +757,3 @@ def _two_names(data: bytes, at: int) -> bool:
     """Whether two zero-terminated texts are there in whole."""
     end = data.find(b"\0", at)
     return end >= 0 and data.find(b"\0", end + 1) >= 0
-
-
-class ClientProtocol(ClientSession, asyncio.Protocol):
-    """The compiled session as asyncio wants it."""
-
-    __slots__ = ()

@@ -25,7 +25,7 @@ from cenote.core.histogram import Histogram
 from cenote.errors import ProtocolError
 from cenote.proxy.admin.console import Console
 from cenote.proxy.auth.keys import KeyCache
-from cenote.proxy.client import ClientProtocol, ClientSession
+from cenote.proxy.client import ClientSession
 from cenote.proxy.config import Config, pool_options
 from cenote.proxy.inbox import Inbox
 from cenote.proxy.log import get_log
@@ -98,7 +98,7 @@ class Daemon:
         try:
             for host in filter(None, (host.strip() for host in listen.host.split(","))):
                 server = await loop.create_server(
-                    lambda: ClientProtocol(self),
+                    self._accept,
                     host,
                     self.port or listen.port,
                     backlog=backlog,
@@ -116,7 +116,7 @@ class Daemon:
                     if path.is_socket() and not _answers(path):
                         path.unlink()
                 self._servers.append(
-                    await loop.create_unix_server(lambda: ClientProtocol(self), str(path), backlog=backlog)
+                    await loop.create_unix_server(self._accept, str(path), backlog=backlog)
                 )
                 path.chmod(0o777)
                 self.addresses.append(str(path))
@@ -206,6 +206,10 @@ class Daemon:
             pool.machine.start(monotonic())
             pool.perform()
         return pool
+
+    def _accept(self) -> Any:
+        """A protocol, as asyncio calls it: sessions have its methods without deriving from it."""
+        return ClientSession(self)
 
     # -- clients ----------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from cenote.errors import ConfigError, ProtocolError
+from cenote.proxy.auth import say
 from cenote.proxy.auth.answer import Dialed, DialError, TooNew, log_in
 from cenote.proxy.auth.keys import KeyCache
 from cenote.proxy.inbox import Inbox
@@ -266,7 +267,7 @@ async def send_cancel(address: Address, pid: int, secret: bytes, timeout: float 
         async with asyncio.timeout(timeout), _opened(_Canceller, address) as peer:
             if address.tls is not None:
                 await _encrypt(peer, address, optional=False)
-            peer.write(messages.cancel_request(pid, secret))
+            say(peer, messages.cancel_request(pid, secret))
             await _end_of(peer)
             return peer.clean
     except (OSError, TimeoutError, ProtocolError, DialError, ValueError):
@@ -355,7 +356,7 @@ async def _encrypt(peer: Dialed, address: Address, *, optional: bool) -> bool:
     assert peer.inbox is not None
     assert address.tls is not None
     if not address.direct:
-        peer.write(messages.request(messages.SSL_REQUEST))
+        say(peer, messages.request(messages.SSL_REQUEST))
         answer = await peer.inbox.exactly(1)
         if answer == b"N" and optional:
             return False

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cenote.errors import ProtocolError
+from cenote.proxy.auth import say
 from cenote.proxy.auth.keys import KeyCache
 from cenote.proxy.auth.prove import prove
 from cenote.wire.refusal import Refusal
@@ -127,7 +128,7 @@ class _Entry:
         if isinstance(asked, Cancel):
             return asked
         if asked.negotiate:
-            self.peer.write(asked.negotiate)
+            say(self.peer, asked.negotiate)
         # Names in other encodings become legible and stay different from each other.
         self.user = asked.user.decode("utf-8", "backslashreplace")
         self.database = asked.database.decode("utf-8", "backslashreplace")
@@ -156,7 +157,7 @@ class _Entry:
             elif isinstance(step, (Cancel, Startup)):
                 return step
             elif step is not None:
-                self.peer.write(step.reply)
+                say(self.peer, step.reply)
             body = await inbox.exactly(packet_length(await inbox.exactly(4)))
             step = hello.packet(body, inbox.buffered())
 
@@ -164,7 +165,7 @@ class _Entry:
         """After `reply`, or, with none, from the bytes that have come already."""
         early = b""
         if reply:
-            self.peer.write(reply)
+            say(self.peer, reply)
         else:
             early = self.peer.inbox.take()
         await self.peer.start_tls(self.gate.tls, server_side=True, early=early)

@@ -13,6 +13,7 @@ cdef class ProxyPool(Lender):
     cdef public str mode
     cdef public bint session_mode
     cdef public bint statement_mode
+    cdef public bint reads_nothing
     cdef public double acquire_timeout
     cdef public Machine machine
     cdef public object works
@@ -34,13 +35,13 @@ cdef class ProxyPool(Lender):
     cdef public Histogram transaction_s
     cdef public Histogram query_s
 
-    @cython.locals(now=double, server=ServerConnection)
+    @cython.locals(now=double, server=ServerConnection, slot=Slot)
     cpdef borrow(self, Borrower client)
     cdef _lend(self, ServerConnection server, Borrower client, double now)
-    @cython.locals(now=double, connection=ServerConnection)
-    cpdef settled(self, Borrower client, server)
-    @cython.locals(now=double, connection=ServerConnection)
-    cpdef in_transaction(self, Borrower client, server)
+    @cython.locals(now=double, server=ServerConnection)
+    cpdef settled(self, Borrower client, lent)
+    @cython.locals(now=double, server=ServerConnection)
+    cpdef in_transaction(self, Borrower client, lent)
     @cython.locals(machine=Machine, effects=list, client=Borrower, server=ServerConnection, slot=Slot)
     cpdef perform(self)
     cdef _part(self, Borrower client, ServerConnection server)

@@ -55,6 +55,7 @@ class ProxyPool(Lender):
         self.mode = options.mode
         self.session_mode = options.mode == "session"
         self.statement_mode = options.mode == "statement"
+        self.reads_nothing = self.session_mode  # each client is to be pinned at once
         self.acquire_timeout = options.acquire_timeout
         self.max_prepared = options.max_prepared
         self.machine = Machine(
@@ -97,11 +98,13 @@ class ProxyPool(Lender):
         now = monotonic()
         got = self.machine.acquire(now, self.acquire_timeout, client.settings, client)
         if isinstance(got, Slot):
-            server = got.data
+            slot = got
+            server = slot.data
             self._lend(server, client, now)
             if self.machine.effects:
                 self.perform()
-            self.convert(client, server)
+            if server.settings is not client.settings or server.plans != self.plans or self.reads_nothing:
+                self.convert(client, server)
             return server  # type: ignore[no-any-return]
         if got.refused:
             client.declined = self.refusal(got.refused)
@@ -125,8 +128,9 @@ class ProxyPool(Lender):
         if client.stalled:
             server.mute()
 
-    def settled(self, client: Borrower, server: ServerConnection) -> None:
+    def settled(self, client: Borrower, lent: ServerConnection) -> None:
         """Nothing is owed and no transaction is open: the connection comes back, unless it is kept."""
+        server = lent  # the base cannot say what it is
         now = monotonic()
         if server.asked_at:
             self.queries += 1
@@ -144,8 +148,9 @@ class ProxyPool(Lender):
         if self.machine.effects:
             self.perform()
 
-    def in_transaction(self, client: Borrower, server: ServerConnection) -> None:
+    def in_transaction(self, client: Borrower, lent: ServerConnection) -> None:
         """A request was answered, and a transaction is open."""
+        server = lent
         if server.asked_at:
             now = monotonic()
             self.queries += 1
@@ -259,6 +264,7 @@ class ProxyPool(Lender):
                 self.welcome.clear()
             settings = Settings(key, meaning(key))
             self.settings[key] = settings
+            self.reads_nothing = self.reads_nothing or settings.opaque
         return settings
 
     def pin_reason(self, touches: int) -> str:

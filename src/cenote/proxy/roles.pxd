@@ -33,5 +33,5 @@ cdef class Lender:
     cdef object __weakref__
 
     cpdef borrow(self, Borrower client)
-    cpdef settled(self, Borrower client, server)
-    cpdef in_transaction(self, Borrower client, server)
+    cpdef settled(self, Borrower client, lent)
+    cpdef in_transaction(self, Borrower client, lent)

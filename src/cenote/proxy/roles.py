@@ -107,8 +107,8 @@ class Lender:
     def borrow(self, client: Borrower) -> Any:
         """A server connection, or None: the borrower stands in line, or was declined."""
 
-    def settled(self, client: Borrower, server: Any) -> None:
+    def settled(self, client: Borrower, lent: Any) -> None:
         """Nothing is owed and no transaction is open."""
 
-    def in_transaction(self, client: Borrower, server: Any) -> None:
+    def in_transaction(self, client: Borrower, lent: Any) -> None:
         """A request was answered, and a transaction is open."""

@@ -433,9 +433,3 @@ class ServerConnection(Peer):
     def drained(self) -> None:
         if self.client is not None:
             self.client.hear()
-
-
-class ServerProtocol(ServerConnection, asyncio.Protocol):
-    """The compiled connection as asyncio wants it."""
-
-    __slots__ = ()

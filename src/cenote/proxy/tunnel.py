@@ -121,14 +121,11 @@ class End(Peer, asyncio.Protocol):
 
 async def _join(client: Any, server: End, key: bytes) -> None:
     """Make one pipe of both, until one end is gone."""
+    welcome = b"".join(messages.parameter_status(*item) for item in server.parameters.items())
     end = _taken_over(client)
     try:
-        end.write(
-            messages.AUTHENTICATION_OK
-            + b"".join(messages.parameter_status(*item) for item in server.parameters.items())
-            + key
-            + messages.READY_IDLE
-        )
+        if not end.lost:
+            end.write(messages.AUTHENTICATION_OK + welcome + key + messages.READY_IDLE)
         end.join(server)
         server.join(end)
         await asyncio.wait((end.over, server.over), return_when=asyncio.FIRST_COMPLETED)

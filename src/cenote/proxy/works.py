@@ -17,7 +17,7 @@ from cenote.proxy.dial import DialError, dial, send_cancel
 from cenote.proxy.log import get_log
 from cenote.proxy.pool import Guest, ProxyPool
 from cenote.proxy.replies import NONE, QUERY, SWALLOWED, SYNC
-from cenote.proxy.server import ServerConnection, ServerProtocol
+from cenote.proxy.server import ServerConnection
 from cenote.proxy.target import Target
 from cenote.reasons import Failure
 from cenote.wire import messages
@@ -133,7 +133,7 @@ class Works:
     async def _dial(self, timeout: float) -> ServerConnection:
         target = self.target
         return await dial(
-            lambda: ServerProtocol(self.pool),
+            lambda: ServerConnection(self.pool),
             target.database,
             target.user,
             target.password,

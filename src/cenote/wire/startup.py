@@ -28,8 +28,7 @@ from cenote.wire.messages import (
 )
 from cenote.wire.options import parse_options
 from cenote.wire.refusal import Refusal
-
-ALPN = "postgresql"
+from cenote.wire.tls import ALPN
 
 _TLS_HANDSHAKE = 0x16  # the first byte of a TLS ClientHello; as a length it would be 369 MB
 _MAX_CANCEL_KEY = 256

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from cenote.errors import ProtocolError
+from cenote.proxy.auth import say
 from cenote.proxy.auth.keys import KeyCache
 from cenote.proxy.inbox import Inbox
 from cenote.reasons import Failure, failure_of
@@ -107,7 +108,7 @@ async def log_in(
     conversation = _Conversation(peer, startup, password, version, keys)
     pairs: list[tuple[Any, Any]] = list(startup.items())
     peer.version = version
-    peer.write(messages.startup(pairs, version))
+    say(peer, messages.startup(pairs, version))
     while True:
         kind, body = await conversation.next()
         if kind == b"R":
@@ -215,19 +216,20 @@ class _Conversation:
         if code in _FOREIGN:
             raise _no_way(f"the server asks for {_FOREIGN[code]}, which Cenote does not speak; use scram-sha-256")
         if code == _CLEARTEXT:
-            self.peer.write(messages.password(messages.cstring(self._password())))
+            say(self.peer, messages.password(messages.cstring(self._password())))
         elif code == _MD5 and len(data) == 4:
             password = self._password()
             secret = password if md5.is_stored(password) else md5.stored(self.user, password)
-            self.peer.write(messages.password(messages.cstring(md5.response(secret, data))))
+            say(self.peer, messages.password(messages.cstring(md5.response(secret, data))))
         elif code == _SASL:
             self._password()
             offered = [name.decode("ascii", "replace") for name in messages.cstrings(data) if name]
             exchange: ClientExchange = _checked(ClientExchange, offered)
             first = exchange.first()
             self._exchange = exchange
-            self.peer.write(
-                messages.password(messages.cstring(exchange.mechanism) + len(first).to_bytes(4, "big") + first)
+            say(
+                self.peer,
+                messages.password(messages.cstring(exchange.mechanism) + len(first).to_bytes(4, "big") + first),
             )
         else:
             raise ProtocolError(f"the server asks for authentication of kind {code}, which is not known")
@@ -235,7 +237,7 @@ class _Conversation:
     async def _answer_challenge(self, exchange: ClientExchange, data: bytes) -> None:
         _checked(exchange.challenge, data)
         keys = await self.keys.keys(self._password(), exchange.salt, exchange.iterations)
-        self.peer.write(messages.password(exchange.final(keys)))
+        say(self.peer, messages.password(exchange.final(keys)))
         self._proof_due = True
 
     def _password(self) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import secrets
 from typing import Any
 
+from cenote.proxy.auth import say
 from cenote.proxy.auth.keys import KeyCache
 from cenote.wire import md5, messages
 from cenote.wire.refusal import Refusal
@@ -47,7 +48,7 @@ async def _by_password(peer: Any, user: str, secret: str | None, keys: KeyCache,
             "cenote: a password in clear text is accepted over TLS or a Unix socket only",
             hint="Use sslmode=require.",
         )
-    peer.write(messages.AUTHENTICATION_CLEARTEXT)
+    say(peer, messages.AUTHENTICATION_CLEARTEXT)
     given = _text(await _answer(peer, "password"))
     if secret is not None and md5.is_stored(secret):
         return md5.verify(secret, b"", md5.response(md5.stored(user, given), b""))
@@ -57,24 +58,24 @@ async def _by_password(peer: Any, user: str, secret: str | None, keys: KeyCache,
 
 async def _by_md5(peer: Any, user: str, secret: str | None) -> bool:
     salt = secrets.token_bytes(4)
-    peer.write(messages.authentication_md5(salt))
+    say(peer, messages.authentication_md5(salt))
     given = _text(await _answer(peer, "password"))
     stored = secret if secret is None or md5.is_stored(secret) else md5.stored(user, secret)
     return md5.verify(stored or "", salt, given)
 
 
 async def _by_scram(peer: Any, verifier: Verifier) -> bool:
-    peer.write(messages.authentication_sasl(mechanisms(None)))
+    say(peer, messages.authentication_sasl(mechanisms(None)))
     mechanism, first = _initial(await _answer(peer, "SASL"))
     exchange = ServerExchange(verifier, mechanism)
     if first is None:
-        peer.write(messages.authentication_sasl_continue(b""))
+        say(peer, messages.authentication_sasl_continue(b""))
         first = await _answer(peer, "SASL")
-    peer.write(messages.authentication_sasl_continue(exchange.first(first)))
+    say(peer, messages.authentication_sasl_continue(exchange.first(first)))
     final = exchange.final(await _answer(peer, "SASL"))
     if final is None:
         return False
-    peer.write(messages.authentication_sasl_final(final))
+    say(peer, messages.authentication_sasl_final(final))
     return True
 
 

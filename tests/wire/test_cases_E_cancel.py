@@ -1,0 +1,409 @@
+"""Group E, cancel: it hits the query it was meant for, or nothing."""
+
+import asyncio
+import secrets
+import ssl
+
+import pytest
+from proxy_kit import Admin, RunningProxy, not_running, running, until, wire
+
+from cenote.testing.scripted_server import ScriptedServer, ServerEnd
+from cenote.testing.wire import Address, RawClient, error, kinds, send_cancel, value
+from cenote.wire import messages
+
+SLEEP = "SELECT pg_sleep(60)"
+GATE = "SELECT pg_advisory_xact_lock(20061)"
+
+
+async def works(client: RawClient) -> None:
+    """The session is usable and nobody else's answer is under way."""
+    token = secrets.token_hex(4)
+    answer = await client.query(f"SELECT '{token}'")
+    assert kinds(answer) == "TDCZ"
+    assert value(answer) == token
+
+
+@pytest.fixture
+def gate(admin):
+    """`GATE` waits until the test opens it."""
+    admin.rows("SELECT pg_advisory_lock(20061)")
+    return lambda: admin.rows("SELECT pg_advisory_unlock(20061)")
+
+
+# -- E1, E2, E3: nothing to hit ------------------------------------------------------------------------------
+
+
+@wire
+async def test_E1_an_unknown_key_is_closed_without_a_word_and_hits_nobody(proxy, admin, gate):
+    async with await proxy.client(version=messages.PROTOCOL_3_2) as client:
+        await client.send(messages.query(GATE))
+        await running(admin, GATE)
+        pid, secret = client.key
+        wrong = [
+            (pid, bytes(len(secret))),
+            (pid, secret[:-1]),
+            (pid, secret[:4]),
+            (pid, secret + b"x"),
+            (pid + 1, secret),
+            (-pid, secret),
+            (0, secret),
+            (0x7FFFFFFF, secret),
+        ]
+        for key in wrong:
+            assert await send_cancel(proxy.address, key) == b""
+        gate()
+        assert kinds(await client.until_ready()) == "TDCZ"
+
+
+@wire
+async def test_E1_the_key_of_a_client_that_left_hits_nobody(proxy_for, pg18, admin, gate):
+    proxy = proxy_for(pg18, max_size=1)
+    async with await proxy.client() as gone:
+        await works(gone)
+        key = gone.key
+        await gone.terminate()
+    async with await proxy.client() as client:
+        await client.send(messages.query(GATE))
+        await running(admin, GATE)
+        await send_cancel(proxy.address, key)
+        gate()
+        assert kinds(await client.until_ready()) == "TDCZ"
+
+
+@wire
+async def test_E2_a_client_that_waits_leaves_the_line_and_keeps_its_session(proxy_for, pg18):
+    proxy = proxy_for(pg18, max_size=1)
+    async with await proxy.client() as holder, await proxy.client() as waiter:
+        await holder.query("BEGIN")
+        await waiter.send(messages.query("SELECT 'too late'"))
+        await proxy.reached(waiting=1)
+        assert await send_cancel(proxy.address, waiter.key) == b""
+        answer = await waiter.until_ready()
+        assert kinds(answer) == "EZ"
+        assert error(answer)["C"] == "57014"
+        assert proxy.counts()["waiting"] == 0
+        await holder.query("COMMIT")
+        await works(waiter)
+        await works(holder)
+
+
+@wire
+async def test_E2_in_an_extended_batch_the_rest_of_it_is_discarded(proxy_for, pg18):
+    proxy = proxy_for(pg18, max_size=1)
+    batch = messages.parse(b"", b"SELECT 1\0\0\0") + messages.message(b"B", b"\0\0" + bytes(6))
+    batch += messages.message(b"E", b"\0" + bytes(4))
+    async with await proxy.client() as holder, await proxy.client() as waiter:
+        await holder.query("BEGIN")
+        await waiter.send(batch + messages.SYNC + messages.query("SELECT 2"))
+        await proxy.reached(waiting=1)
+        await send_cancel(proxy.address, waiter.key)
+        assert kinds(await waiter.until_ready()) == "EZ"
+        await holder.query("COMMIT")
+        assert value(await waiter.until_ready()) == "2", "what came behind the Sync is a request of its own"
+
+
+@wire
+async def test_E3_a_cancel_for_an_idle_client_hits_nobody(proxy_for, pg18, admin, gate):
+    """Least of all who now has the server connection that it had before."""
+    proxy = proxy_for(pg18, max_size=1)
+    async with await proxy.client() as idle, await proxy.client() as busy:
+        await works(idle)
+        await busy.send(messages.query(GATE))
+        await running(admin, GATE)
+        assert await send_cancel(proxy.address, idle.key) == b""
+        gate()
+        assert kinds(await busy.until_ready()) == "TDCZ"
+        await works(idle)
+
+
+@wire
+async def test_E3_a_cancel_between_the_statements_of_a_transaction_does_nothing(proxy):
+    async with await proxy.client() as client:
+        await client.query("BEGIN")
+        assert await send_cancel(proxy.address, client.key) == b""
+        answer = await client.query("SELECT 1")
+        assert kinds(answer) == "TDCZ"
+        assert answer[-1].body == b"T"
+        await client.query("COMMIT")
+
+
+# -- cancel as it should be ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [messages.PROTOCOL_3_0, messages.PROTOCOL_3_2], ids=["3.0", "3.2"])
+@wire
+async def test_E4_a_cancel_ends_the_query_and_nothing_else(each_proxy, version):
+    admin = Admin(each_proxy.server.superuser_dsn)
+    try:
+        async with await each_proxy.client(version=version) as client:
+            for sleep in (SLEEP, "BEGIN; " + SLEEP):
+                await client.send(messages.query(sleep))
+                await running(admin, sleep)
+                assert await send_cancel(each_proxy.address, client.key) == b""
+                assert error(await client.until_ready())["C"] == "57014"
+                await client.query("ROLLBACK")
+                await works(client)
+    finally:
+        admin.conn.close()
+
+
+async def finishes_anyway(session: ServerEnd) -> None:
+    """The cancel comes too late for the first query."""
+    await session.expect("Q")
+    await session.cancelled.wait()
+    session.answer("finished")
+    await session.serve()
+
+
+@wire
+async def test_E4_a_connection_whose_cancel_is_under_way_is_nobodys(proxy_for):
+    """Until the server closes the cancel connection it may still strike, and would strike the next client."""
+    closing = asyncio.Event()
+    async with ScriptedServer(finishes_anyway, on_cancel=lambda _: closing.wait()) as server:
+        proxy = proxy_for(server, max_size=1)
+        async with await proxy.client() as first, await proxy.client() as second:
+            await first.send(messages.query("slow"))
+            await until(lambda: server.sessions[0].heard)
+            cancel = asyncio.create_task(send_cancel(proxy.address, first.key))
+            assert value(await first.until_ready()) == "0: finished"
+            await second.send(messages.query("second"))
+            await proxy.reached(waiting=1)
+            assert proxy.counts()["resetting"] == 1
+            assert len(server.sessions[0].heard) == 1
+            closing.set()
+            assert value(await second.until_ready()) == "0: second"
+            assert await cancel == b""
+
+
+@wire
+async def test_E4_a_cancel_that_never_ends_costs_the_connection_and_nobody_waits_for_it(proxy_for):
+    forever = asyncio.Event()
+    async with ScriptedServer(finishes_anyway, ServerEnd.serve, on_cancel=lambda _: forever.wait()) as server:
+        proxy = proxy_for(server, max_size=1, cleanup_timeout=0.3)
+        async with await proxy.client() as first, await proxy.client() as second:
+            await first.send(messages.query("slow"))
+            await until(lambda: server.sessions[0].heard)
+            await send_cancel(proxy.address, first.key)
+            assert value(await first.until_ready()) == "0: finished"
+            assert value(await second.query("second")) == "1: second"
+            await until(server.sessions[0].gone.is_set)
+            forever.set()
+
+
+@wire
+async def test_E4_cancels_at_any_moment_never_hit_another_client(proxy_for, pg18):
+    """One client is cancelled all the time, two others share its connections and must never notice."""
+    proxy = proxy_for(pg18, max_size=2)
+    ended = asyncio.Event()
+
+    async def bystander(client: RawClient) -> int:
+        count = 0
+        while not ended.is_set():
+            await works(client)
+            count += 1
+        return count
+
+    async def victim(client: RawClient) -> None:
+        for number in range(150):
+            await client.send(messages.query("SELECT pg_sleep(0.002)" if number % 2 else "SELECT 1"))
+            await send_cancel(proxy.address, client.key)
+            answer = await client.until_ready()
+            assert kinds(answer) in ("TDCZ", "EZ", "TEZ"), answer
+            assert "E" not in kinds(answer) or error(answer)["C"] == "57014"
+
+    clients = [await proxy.client() for _ in range(3)]
+    others = [asyncio.create_task(bystander(client)) for client in clients[1:]]
+    try:
+        await victim(clients[0])
+    finally:
+        ended.set()
+    assert min(await asyncio.gather(*others)) > 10
+    for client in clients:
+        await client.terminate()
+
+
+@wire
+async def test_E5_a_cancel_does_not_hit_what_the_proxy_runs_for_itself(proxy_for):
+    """Here: the settings of the client being brought to the connection. The cancel is remembered for the query."""
+    armed, converting, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def script(session: ServerEnd) -> None:
+        while True:
+            text = await session.expect("Q")
+            if b"set_config" in text or b"RESET" in text:
+                if armed.is_set():
+                    converting.set()
+                    await go_on.wait()
+                session.send(messages.command_complete("SELECT 1"), messages.ready())
+            elif text == b"slow\0":
+                await session.cancelled.wait()
+                session.send(messages.error("ERROR", "57014", "canceled"), messages.ready())
+            else:
+                session.answer(text[:-1].decode())
+
+    async with ScriptedServer(script) as server:
+        proxy = proxy_for(server, max_size=1)
+        async with await proxy.client(params={"work_mem": "5MB"}) as client, await proxy.client() as other:
+            assert value(await other.query("hello")) == "0: hello"
+            armed.set()
+            await client.send(messages.query("slow"))
+            await asyncio.wait_for(converting.wait(), 10)
+            assert await send_cancel(proxy.address, client.key) == b""
+            await works_for(proxy)
+            assert server.cancels == []
+            go_on.set()
+            assert error(await client.until_ready())["C"] == "57014"
+            assert value(await client.query("next")) == "0: next"
+
+
+async def works_for(proxy: RunningProxy) -> None:
+    """One round trip through the proxy's loop: whatever it was going to do at once, it has done."""
+    async with await RawClient.connect(proxy.address) as client:
+        assert await client.request(messages.SSL_REQUEST) == b"N"
+    proxy.counts()
+
+
+@pytest.mark.parametrize("transport", ["plain", "postgres", "direct", "unix"])
+@wire
+async def test_E6_a_cancel_may_come_by_every_transport(proxy_for, pg18, admin, tls_listen, tmp_path, transport):
+    tmp_path.chmod(0o755)
+    proxy = proxy_for(pg18, listen=tls_listen | {"unix_dir": str(tmp_path)})
+    address = Address(str(tmp_path), proxy.port) if transport == "unix" else proxy.address
+    tls = {"tls": transport} if transport in ("postgres", "direct") else {}
+    async with await RawClient.connect(address, **tls) as client:
+        await client.startup(proxy.user, proxy.database, proxy.password)
+        await client.send(messages.query(SLEEP))
+        await running(admin, SLEEP)
+        assert await send_cancel(address, client.key, **tls) == b""
+        assert error(await client.until_ready())["C"] == "57014"
+        await client.terminate()
+
+
+@wire
+async def test_E6_a_cancel_goes_to_the_server_by_its_unix_socket(proxy_for, pg18, admin):
+    proxy = proxy_for(pg18, host=str(pg18.socket_dir))
+    async with await proxy.client() as client:
+        await client.send(messages.query(SLEEP))
+        await running(admin, SLEEP)
+        await send_cancel(proxy.address, client.key)
+        assert error(await client.until_ready())["C"] == "57014"
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["ssl-request", "direct"])
+@wire
+async def test_E6_a_cancel_goes_to_the_server_encrypted_where_the_session_is(proxy_for, tls_files, direct):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tls_files.server_certificate, tls_files.server_key)
+    context.set_alpn_protocols(["postgresql"])
+    seen = []
+
+    async def on_cancel(end: ServerEnd) -> None:
+        seen.append(end.secure)
+
+    async with ScriptedServer(
+        finishes_anyway, on_cancel=on_cancel, ssl=b"S", tls=context, direct=direct
+    ) as server:
+        proxy = proxy_for(server, sslmode="require", sslnegotiation="direct" if direct else "postgres")
+        async with await proxy.client() as client:
+            await client.send(messages.query("slow"))
+            await until(lambda: server.sessions[0].heard)
+            await send_cancel(proxy.address, client.key)
+            assert value(await client.until_ready()) == "0: finished"
+            assert seen == [True]
+
+
+# -- E8, E9, E10: floods and failures ------------------------------------------------------------------------
+
+
+@wire
+async def test_E8_a_flood_of_cancels_takes_no_server_connection(proxy_for, pg18):
+    proxy = proxy_for(pg18, max_size=1)
+    async with await proxy.client() as client:
+        await works(client)
+        keys = [(secrets.randbelow(1 << 31), secrets.token_bytes(4)) for _ in range(200)]
+        flood = asyncio.gather(*(send_cancel(proxy.address, key) for key in keys))
+        for _ in range(20):
+            await works(client)
+        assert set(await flood) == {b""}
+        assert proxy.counts()["idle"] == 1
+
+
+@wire
+async def test_E8_many_cancels_of_one_query_are_few_at_the_server(proxy_for):
+    at_once, most = 0, 0
+    closing = asyncio.Event()
+
+    async def on_cancel(_: ServerEnd) -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await closing.wait()
+        at_once -= 1
+
+    async with ScriptedServer(finishes_anyway, on_cancel=on_cancel) as server:
+        proxy = proxy_for(server, max_size=1)
+        async with await proxy.client() as client:
+            await client.send(messages.query("slow"))
+            await until(lambda: server.sessions[0].heard)
+            await asyncio.gather(*(send_cancel(proxy.address, client.key) for _ in range(50)))
+            assert value(await client.until_ready()) == "0: finished"
+            assert most <= 2
+            closing.set()
+            assert value(await client.query("next")) == "0: next"
+
+
+@pytest.mark.parametrize("end", ["close", "reset", "terminate"])
+@wire
+async def test_E9_a_client_that_goes_away_cancels_its_own_query_only(proxy, admin, gate, end):
+    async with await proxy.client() as other, await proxy.client() as client:
+        await other.send(messages.query(GATE))
+        await running(admin, GATE)
+        await client.send(messages.query(SLEEP))
+        await running(admin, SLEEP)
+        await getattr(client, end)()
+        await not_running(admin, SLEEP)
+        gate()
+        assert kinds(await other.until_ready()) == "TDCZ"
+
+
+@wire
+async def test_E10_where_no_cancel_gets_through_the_connection_is_closed_and_nobody_waits(proxy_for):
+    """A client died in mid-query, and the server takes no cancel: it cannot be proven clean in time."""
+
+    async def deaf(session: ServerEnd) -> None:
+        await session.expect("Q")
+        await session.ended()
+
+    async with ScriptedServer(deaf, ServerEnd.serve) as server:
+        proxy = proxy_for(server, max_size=1, cleanup_timeout=0.5)
+        async with await proxy.client() as first:
+            await first.send(messages.query("slow"))
+            await until(lambda: server.sessions[0].heard)
+            server.refuse()
+            await first.reset()
+        await until(server.sessions[0].gone.is_set)
+        await server.listen()
+        async with await proxy.client() as second:
+            assert value(await second.query("second")) == "1: second"
+
+
+@wire
+async def test_E10_a_cancel_that_cannot_be_passed_on_leaves_the_query_alone(proxy_for):
+    finish = asyncio.Event()
+
+    async def script(session: ServerEnd) -> None:
+        await session.expect("Q")
+        await finish.wait()
+        session.answer("finished")
+        await session.serve()
+
+    async with ScriptedServer(script) as server:
+        proxy = proxy_for(server, max_size=1)
+        async with await proxy.client() as client:
+            await client.send(messages.query("slow"))
+            await until(lambda: server.sessions[0].heard)
+            server.refuse()
+            assert await send_cancel(proxy.address, client.key) == b""
+            finish.set()
+            assert value(await client.until_ready()) == "0: finished"
+            assert value(await client.query("next")).endswith("next")

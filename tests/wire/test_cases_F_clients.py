@@ -1,0 +1,381 @@
+"""Group F, ends: clients that leave, in whatever moment, and those that are made to."""
+
+import ast
+import asyncio
+import random
+import struct
+from pathlib import Path
+
+import pytest
+from proxy_kit import RunningProxy, not_running, running, until, wire
+
+import cenote
+from cenote.embedded import Postgres
+from cenote.testing.scripted_server import ScriptedServer, ServerEnd
+from cenote.testing.wire import RawClient, WireFailure, error, errors, kinds, send_cancel, value
+from cenote.wire import messages
+
+SLEEP = "SELECT pg_sleep(60)"
+ENDS = ("terminate", "close", "reset")
+PID = "SELECT pg_backend_pid()"
+
+TEXTS = ("SELECT 1", "SELECT 1/0", "BEGIN", "ROLLBACK", "SET work_mem = 99")
+
+PARSE = messages.parse(b"", b"SELECT 7\0\0\0")
+BIND = messages.message(b"B", bytes(8))
+EXECUTE = messages.message(b"E", bytes(5))
+
+
+async def pid_of(client: RawClient) -> str | None:
+    """The server connection that serves this client now; it also shows that the session is in no transaction."""
+    answer = await client.query(PID)
+    assert kinds(answer) == "TDCZ", answer
+    assert answer[-1].body == b"I"
+    return value(answer)
+
+
+async def next_pid(proxy: RunningProxy) -> str | None:
+    """The same for a client that comes anew."""
+    async with await proxy.client() as client:
+        pid = await pid_of(client)
+        await client.terminate()
+        return pid
+
+
+@pytest.fixture
+def single(proxy_for, pg18) -> RunningProxy:
+    """A proxy with one server connection: what one client leaves behind, the next one gets."""
+    return proxy_for(pg18, max_size=1)
+
+
+# -- F1, F2, F3, F4, F15: clients that leave -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ENDS)
+@wire
+async def test_F1_an_idle_client_that_leaves_leaves_no_trace(single, end):
+    async with await single.client() as client:
+        pid = await pid_of(client)
+        await getattr(client, end)()
+    assert await next_pid(single) == pid
+
+
+@pytest.mark.parametrize("end", ENDS)
+@wire
+async def test_F1_a_client_that_waits_and_leaves_is_out_of_the_line(single, end):
+    async with await single.client() as holder, await single.client() as waiter:
+        pid = await pid_of(holder)
+        await holder.query("BEGIN")
+        await waiter.send(messages.query("SELECT 1"))
+        await single.reached(waiting=1)
+        await getattr(waiter, end)()
+        await single.reached(waiting=0)
+        await holder.query("COMMIT")
+        assert await pid_of(holder) == pid
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("last", ["SELECT 1", "SELECT 1/0"], ids=["T", "E"])
+@wire
+async def test_F2_F15_a_transaction_of_a_client_that_left_is_rolled_back(single, admin, end, last):
+    async with await single.client() as client:
+        pid = await pid_of(client)
+        await client.query("BEGIN; SELECT pg_advisory_xact_lock(20062)")
+        assert (await client.query(last))[-1].body == (b"E" if "0" in last else b"T")
+        assert admin.value("SELECT pg_try_advisory_lock(20062)") is False or "0" in last
+        await getattr(client, end)()
+    assert await next_pid(single) == pid
+    assert admin.value("SELECT pg_try_advisory_lock(20062)") is True
+    admin.rows("SELECT pg_advisory_unlock_all()")
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("sql", [SLEEP, "BEGIN; " + SLEEP])
+@wire
+async def test_F3_the_query_of_a_client_that_left_is_cancelled_and_the_connection_kept(single, admin, end, sql):
+    async with await single.client() as client:
+        pid = await pid_of(client)
+        await client.send(messages.query(sql))
+        await running(admin, sql)
+        await getattr(client, end)()
+    await not_running(admin, sql)
+    assert await next_pid(single) == pid
+
+
+@pytest.mark.parametrize("end", ["close", "reset"])
+@wire
+async def test_F3_so_is_one_in_the_extended_protocol(single, admin, end):
+    async with await single.client() as client:
+        pid = await pid_of(client)
+        parse = messages.parse(b"", SLEEP.encode() + b"\0\0\0")
+        await client.send(parse, BIND, EXECUTE, messages.SYNC)
+        await running(admin, SLEEP)
+        await getattr(client, end)()
+    assert await next_pid(single) == pid
+
+
+@pytest.mark.parametrize("end", ["close", "reset"])
+@wire
+async def test_F3_so_is_one_whose_rows_nobody_reads_any_more(single, end):
+    async with await single.client() as client:
+        pid = await pid_of(client)
+        await client.send(messages.query("SELECT repeat('x', 1000) FROM generate_series(1, 10000000)"))
+        await client.until("D")
+        await getattr(client, end)()
+    assert await next_pid(single) == pid
+
+
+@wire
+async def test_F3_a_pipeline_whose_client_left_runs_no_further_than_its_cancel(single, admin):
+    """The first query sleeps; those behind it are in the server's hands already, and are waited for."""
+    async with await single.client() as client:
+        pid = await pid_of(client)
+        await client.send(messages.query(SLEEP), *[messages.query("SELECT 1")] * 50)
+        await running(admin, SLEEP)
+        await client.reset()
+    assert await next_pid(single) == pid
+
+
+@wire
+async def test_F3_the_clean_up_is_bounded_and_then_the_connection_goes(proxy_for):
+    async def stubborn(session: ServerEnd) -> None:
+        await session.expect("Q")
+        await session.ended()
+
+    async with ScriptedServer(stubborn, ServerEnd.serve) as server:
+        proxy = proxy_for(server, max_size=1, cleanup_timeout=0.3)
+        async with await proxy.client() as client:
+            await client.send(messages.query("slow"))
+            await until(lambda: server.sessions[0].heard)
+            await client.reset()
+        async with await proxy.client() as client:
+            assert value(await client.query("next")) == "1: next"
+        assert server.sessions[0].cancelled.is_set()
+        await until(server.sessions[0].gone.is_set)
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize(
+    "batch",
+    [
+        PARSE + messages.FLUSH,
+        PARSE + BIND + messages.FLUSH,
+        PARSE + BIND + EXECUTE + messages.FLUSH,
+        messages.query("BEGIN") + PARSE + BIND + EXECUTE + messages.FLUSH,
+        PARSE + BIND + EXECUTE,
+        messages.parse(b"s", b"SELECT nonsense\0\0\0") + BIND + messages.FLUSH,
+    ],
+    ids=["P", "PB", "PBE", "Q-PBE", "PBE-unflushed", "failed"],
+)
+@wire
+async def test_F4_a_batch_without_its_sync_is_brought_to_an_end(single, batch, end):
+    async with await single.client() as client:
+        pid = await pid_of(client)
+        await client.send(batch)
+        if batch.endswith(messages.FLUSH):
+            await client.until("1", "E")
+        await getattr(client, end)()
+    assert await next_pid(single) == pid
+
+
+@pytest.mark.parametrize("cut", [1, 4, 5, 20])
+@pytest.mark.parametrize("message", [messages.query("SELECT " + "1" * 100), PARSE, BIND], ids="QPB")
+@wire
+async def test_F4_a_message_that_its_client_never_finished_reaches_nobody(single, message, cut):
+    async with await single.client() as client:
+        await pid_of(client)
+        await client.send((PARSE if message is BIND else b"") + message[:cut])
+        await client.reset()
+    async with await single.client() as client:
+        await pid_of(client)
+        await pid_of(client)
+
+
+# -- F13, F14, F16: times and transactions ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("begin", ["BEGIN", "BEGIN; SELECT 1/0"], ids=["T", "E"])
+@wire
+async def test_F13_who_idles_in_a_transaction_for_too_long_is_sent_home(proxy_for, pg18, begin):
+    proxy = proxy_for(pg18, max_size=1, idle_transaction_timeout=0.3)
+    async with await proxy.client() as client:
+        pid = await pid_of(client)
+        await client.query(begin)
+        ended = await client.closed()
+        assert error(ended)["C"] == "25P03"
+        assert error(ended)["V"] == "FATAL"
+    assert await next_pid(proxy) == pid
+
+
+@wire
+async def test_F13_waiting_for_the_server_is_not_idling(proxy_for, pg18):
+    proxy = proxy_for(pg18, max_size=1, idle_transaction_timeout=1.0)
+    async with await proxy.client() as client, await proxy.client() as waiter:
+        await client.query("BEGIN")
+        await waiter.send(messages.query("SELECT 'served'"))
+        assert kinds(await client.query("SELECT pg_sleep(2.2)")) == "TDCZ"
+        assert kinds(await client.query("COMMIT")) == "CZ"
+        assert value(await waiter.until_ready()) == "served"
+
+
+@wire
+async def test_F13_outside_a_transaction_a_client_may_idle(proxy_for, pg18, admin):
+    proxy = proxy_for(pg18, max_size=1, idle_transaction_timeout=0.2)
+    async with await proxy.client() as client:
+        await pid_of(client)
+        await asyncio.to_thread(admin.rows, "SELECT pg_sleep(1.5)")
+        await pid_of(client)
+
+
+@wire
+async def test_F14_a_query_timeout_does_not_fire_where_nothing_runs(proxy_for, pg18, admin):
+    proxy = proxy_for(pg18, max_size=1, query_timeout=0.3)
+    async with await proxy.client() as client:
+        pid = await pid_of(client)
+        await client.query("BEGIN")
+        await asyncio.to_thread(admin.rows, "SELECT pg_sleep(1.6)")
+        assert kinds(await client.query("COMMIT")) == "CZ"
+        await asyncio.to_thread(admin.rows, "SELECT pg_sleep(1.2)")
+        assert await pid_of(client) == pid
+
+
+@wire
+async def test_F14_a_query_that_takes_too_long_is_cancelled_and_the_session_goes_on(proxy_for, pg18):
+    proxy = proxy_for(pg18, max_size=1, query_timeout=0.3)
+    async with await proxy.client() as client:
+        pid = await pid_of(client)
+        assert error(await client.query(SLEEP))["C"] == "57014"
+        assert await pid_of(client) == pid
+
+
+@wire
+async def test_F16_a_prepared_transaction_outlives_the_lease_that_prepared_it(proxy_for):
+    with Postgres(18, settings={"max_prepared_transactions": 4}) as pg:
+        proxy = proxy_for(pg, max_size=1)
+        async with await proxy.client() as client, await proxy.client() as other:
+            await client.query("CREATE TABLE paid (id int)")
+            await client.query("BEGIN; INSERT INTO paid VALUES (1); PREPARE TRANSACTION 'two phases'")
+            pid = await pid_of(other)
+            assert value(await other.query("SELECT count(*) FROM paid")) == "0"
+            assert kinds(await other.query("COMMIT PREPARED 'two phases'")) == "CZ"
+            assert value(await client.query("SELECT count(*) FROM paid")) == "1"
+            assert await pid_of(client) == pid
+            await client.terminate()
+            await other.terminate()
+        proxy.clean()
+        proxy.stop()
+
+
+# -- F20, F24, F25: the account, the clock, strangers -----------------------------------------------------------
+
+
+@wire
+async def test_F20_whatever_way_clients_end_each_slot_comes_back_once(proxy_for, pg18, admin):
+    proxy = proxy_for(pg18, max_size=3, query_timeout=5, cleanup_timeout=5)
+    chance = random.Random(20)
+
+    async def half_in() -> None:
+        async with await RawClient.connect(proxy.address) as client:
+            hello = messages.startup([("user", proxy.user), ("database", proxy.database)])
+            client.feed(hello[: chance.randrange(len(hello))])
+
+    async def life() -> None:
+        async with await proxy.client() as client:
+            for _ in range(chance.randrange(4)):
+                await client.query(
+                    chance.choice(["SELECT 1", "SELECT 1/0", "BEGIN", "ROLLBACK", "SET work_mem = 99"])
+                )
+            match chance.randrange(6):
+                case 0:
+                    client.feed(messages.query("SELECT pg_sleep(0.05)"))
+                case 1:
+                    client.feed(PARSE, BIND, EXECUTE)
+                case 2:
+                    client.feed(messages.query("SELECT 1")[: chance.randrange(1, 13)])
+                case 3:
+                    client.feed(b"\xffgarbage\0\0\0")
+                case 4:
+                    client.feed(messages.query("SELECT generate_series(1, 100000)"))
+                    cancel = send_cancel(proxy.address, client.key)
+                    await cancel
+            await getattr(client, chance.choice(ENDS))()
+
+    for _ in range(12):
+        await asyncio.gather(*(chance.choice([life, life, life, half_in])() for _ in range(12)))
+        assert proxy.counts()["waiting"] <= 12
+    await proxy.reached(leased=0, waiting=0, resetting=0, closing=0, checking=0, connecting=0)
+    assert proxy.counts()["idle"] <= 3
+    pids = set()
+    for _ in range(6):
+        pids.add(await next_pid(proxy))
+    assert len(pids) <= 3
+
+
+def test_F24_nothing_that_decides_looks_at_the_wall_clock():
+    """A clock that jumps, or a machine that was suspended, must neither end nor prolong anything."""
+    package = Path(cenote.__file__).parent
+    offences = []
+    for room in ("core", "wire", "proxy", "sql"):
+        for path in (package / room).rglob("*.py"):
+            if path.name == "log.py":
+                continue  # a log entry has the time of day
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Attribute) and ast.unparse(node) in {
+                    "time.time",
+                    "datetime.now",
+                    "datetime.utcnow",
+                    "datetime.datetime.now",
+                }:
+                    offences.append(f"{path.relative_to(package)}:{node.lineno}")
+                if isinstance(node, ast.ImportFrom) and node.module == "time":
+                    offences += [f"{path}: {name.name}" for name in node.names if name.name == "time"]
+    assert offences == []
+
+
+@pytest.mark.parametrize("said", [b"", b"\0", messages.request(messages.SSL_REQUEST), b"\0\0\0\x50\0\3\0\0user\0"])
+@wire
+async def test_F25_a_client_that_never_says_who_it_is_is_sent_away(proxy_for, pg18, said):
+    proxy = proxy_for(pg18, listen={"login_timeout": 0.4})
+    async with await RawClient.connect(proxy.address) as client:
+        client.feed(said)
+        await client.rest()
+
+
+@wire
+async def test_F25_a_client_that_drips_does_not_prolong_its_time(proxy_for, pg18):
+    proxy = proxy_for(pg18, listen={"login_timeout": 0.4})
+    hello = messages.startup([("user", proxy.user), ("application_name", "x" * 5000)])
+    async with await RawClient.connect(proxy.address) as client:
+        with pytest.raises((WireFailure, ConnectionError)):
+            async with asyncio.timeout(8):
+                for byte in hello:
+                    await client.send(bytes([byte]))
+                    await asyncio.sleep(0.005)
+            await client.authenticate(proxy.user, proxy.password)
+
+
+@wire
+async def test_F25_a_client_that_never_answers_the_challenge_is_sent_away(proxy_for, pg18):
+    proxy = proxy_for(pg18, listen={"login_timeout": 0.4})
+    async with await RawClient.connect(proxy.address) as client:
+        await client.send(messages.startup([("user", proxy.user), ("database", proxy.database)]))
+        trace = await client.closed()
+        assert kinds(trace)[:1] == "R"
+        assert len(errors(trace)) <= 1
+
+
+@wire
+async def test_F25_who_has_not_logged_in_cannot_fill_the_memory(proxy):
+    async with await RawClient.connect(proxy.address, timeout=3) as client:
+        await client.send(messages.startup([("user", proxy.user), ("database", proxy.database)]))
+        await client.receive()
+        chunk = b"x" * 65_536
+        taken = 0
+        client.feed(b"p" + struct.pack("!I", 0x7FFFFFFF))
+        try:
+            for _ in range(1000):
+                await client.send(chunk)
+                taken += len(chunk)
+        except WireFailure:
+            pass
+        assert taken < 30_000_000, "it reads on and on"
