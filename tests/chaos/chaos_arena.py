@@ -76,7 +76,7 @@ class Arena:
 
     async def __aenter__(self) -> Arena:
         self.back = FaultProxy(self.server.host, self.server.port)
-        await self.back.start()
+        self.back.start()
         behind = SimpleNamespace(
             host=self.back.host,
             port=self.back.port,
@@ -88,7 +88,7 @@ class Arena:
         config = config_for(behind, top={"log_level": "error"}, **options)
         self.proxy = await asyncio.to_thread(RunningProxy(config, behind).start)
         self.front = FaultProxy("127.0.0.1", self.proxy.port)
-        await self.front.start()
+        self.front.start()
         return self
 
     async def __aexit__(self, *_: Any) -> None:
@@ -211,10 +211,10 @@ class Arena:
             link.cut() if self.chance.random() < 0.3 else link.go_on()
 
     async def _refuse(self) -> None:
-        await self.back.refuse()
+        self.back.refuse()
         await self._cut_back()
         await asyncio.sleep(self.chance.uniform(0, 0.2))
-        await self.back.start()
+        self.back.start()
 
     async def _by_hand(self, deed: Callable[[], Any]) -> None:
         await asyncio.get_running_loop().run_in_executor(self._hands, deed)

@@ -208,7 +208,7 @@ class Raw(Spoken):
                     await client.send(_bind(b"mine", mark.encode()), _EXECUTE, messages.SYNC)
                     expected: list[tuple[str | None, ...]] = [(f"{mark} {self!r}",)]
                 else:
-                    await client.send(messages.query(f"SELECT '{mark}', pg_sleep(0.002)"))
+                    await client.send(messages.query(f"SELECT '{mark}', pg_sleep(0.01)"))
                     expected = [(mark, "")]
                 answer = await client.until_ready()
                 if self.allowed(answer):
@@ -326,7 +326,7 @@ def _bind(name: bytes, *values: bytes) -> bytes:
     return messages.message(b"B", body + struct.pack("!h", 0))
 
 
-CROWD: dict[type[Client], int] = {Marked: 8, Piped: 5, Payer: 6, Raw: 5, Canceller: 1, Dying: 6}
+CROWD: dict[type[Client], int] = {Marked: 8, Piped: 5, Payer: 6, Raw: 5, Canceller: 2, Dying: 6}
 
 
 async def gathered(arena: Arena) -> list[asyncio.Task[None]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import random
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
@@ -64,6 +65,24 @@ class CountingThreads(ThreadPoolExecutor):
     def submit(self, *args: Any, **named: Any) -> Any:
         self.given += 1
         return super().submit(*args, **named)
+
+
+def mutated(data: bytes, chance: random.Random) -> bytes:
+    """Some bytes changed, inserted, dropped or repeated."""
+    raw = bytearray(data)
+    for _ in range(chance.randint(1, 4)):
+        at = chance.randrange(len(raw))
+        match chance.randrange(4):
+            case 0:
+                raw[at] = chance.choice((0, 1, 0x7F, 0xFF, chance.randrange(256)))
+            case 1:
+                raw[at:at] = chance.randbytes(chance.randint(1, 5))
+            case 2:
+                del raw[at : at + chance.randint(1, 5)]
+            case 3:
+                raw[at:at] = raw[at : at + chance.randint(1, 40)]
+        raw = raw or bytearray(b"\0")
+    return bytes(raw)
 
 
 # -- a server connection --------------------------------------------------------------------------------------

@@ -120,7 +120,6 @@ class RunningProxy:
 
     async def _main(self) -> None:
         from cenote.proxy.config import config_of
-
         from cenote.proxy.daemon import Daemon
 
         self._loop = asyncio.get_running_loop()
@@ -215,6 +214,11 @@ class RunningProxy:
         wait_until(lambda: self.clients() == 0, what="no client is left")
         self.until("nothing is left", leased=0, waiting=0, resetting=0, checking=0, connecting=0, closing=0)
         self.no_problems()
+
+    async def finish(self) -> None:
+        """`clean` and `stop` for coroutines: a scripted server goes on meanwhile."""
+        await asyncio.to_thread(self.clean)
+        await asyncio.to_thread(self.stop)
 
     def no_problems(self) -> None:
         """Nothing has been raised into the event loop."""

@@ -45,14 +45,14 @@ async def test_A7_servers_of_both_versions_and_every_way_to_log_in_there(proxy_f
     async with ScriptedServer(auth=auth, version=version, secret_bytes=secret_bytes) as server:
         proxy = proxy_for(server)
         async with await proxy.client() as client:
-            assert value(await client.query("hello")) == "0: hello"
+            assert value(await client.query("SELECT hello")) == "0: SELECT hello"
 
 
 @pytest.mark.parametrize("secret_bytes", [4, 12, 32, 256])
 @wire
 async def test_A7_cancel_keys_are_translated_whatever_their_length(proxy_for, secret_bytes):
     async def slow(session: ServerEnd) -> None:
-        while (await session.expect("Q")) != b"slow\0":
+        while (await session.expect("Q")) != b"SELECT slow\0":
             session.answer("quick")
         await session.cancelled.wait()
         session.send(messages.error("ERROR", "57014", "canceling"), messages.ready())
@@ -63,14 +63,13 @@ async def test_A7_cancel_keys_are_translated_whatever_their_length(proxy_for, se
         async with ScriptedServer(slow, version=version, secret_bytes=secret_bytes) as server:
             proxy = proxy_for(server)
             async with await proxy.client(version=client_version) as client:
-                await client.send(messages.query("slow"))
+                await client.send(messages.query("SELECT slow"))
                 await until(lambda server=server: server.sessions and server.sessions[0].heard)
                 await send_cancel(proxy.address, client.key)
                 assert error(await client.until_ready())["C"] == "57014"
                 session = server.sessions[0]
                 assert server.cancels == [(session.pid, session.secret)]
-            proxy.clean()
-            proxy.stop()
+            await proxy.finish()
 
 
 @pytest.mark.parametrize("answer", [b"N", b"E", b"x", b""])
@@ -89,7 +88,7 @@ async def test_A1_a_server_without_tls_is_used_only_where_that_is_allowed(proxy_
         proxy = proxy_for(server, sslmode=sslmode, acquire_timeout=0.5, connect_timeout=2)
         if sslmode == "prefer" and answer == b"N":
             async with await proxy.client() as client:
-                assert value(await client.query("hello")) == "0: hello"
+                assert value(await client.query("SELECT hello")) == "0: SELECT hello"
         else:
             assert await first_error(proxy)
             assert server.sessions == []
@@ -114,7 +113,7 @@ async def test_A3_direct_tls_towards_a_server_needs_alpn(proxy_for, tls_files):
     async with ScriptedServer(tls=server_tls(tls_files, "postgresql"), direct=True) as server:
         proxy = proxy_for(server, sslmode="require", sslnegotiation="direct")
         async with await proxy.client() as client:
-            assert value(await client.query("hello")) == "0: hello"
+            assert value(await client.query("SELECT hello")) == "0: SELECT hello"
             chosen = server.sessions[0].writer.get_extra_info("ssl_object").selected_alpn_protocol()
             assert chosen == "postgresql"
     async with ScriptedServer(tls=server_tls(tls_files), direct=True) as server:
@@ -136,11 +135,10 @@ async def test_A3_tls_towards_a_server_checks_what_sslmode_says(proxy_for, tls_f
             proxy = proxy_for(server, acquire_timeout=0.5, connect_timeout=2, **options)
             if trusted:
                 async with await proxy.client() as client:
-                    assert value(await client.query("hello")).endswith("hello")
+                    assert value(await client.query("SELECT hello")).endswith("hello")
             else:
                 assert await first_error(proxy)
-            proxy.clean()
-            proxy.stop()
+            await proxy.finish()
 
 
 # -- A17, A18: what the server says of itself -----------------------------------------------------------------
@@ -159,10 +157,10 @@ async def test_A17_clients_are_welcomed_while_the_server_is_away(proxy_for):
         await proxy.reached(idle=0)
         async with await proxy.client() as second:
             assert second.parameters == first.parameters
-            await second.send(messages.query("hello"))
+            await second.send(messages.query("SELECT hello"))
             await proxy.reached(waiting=1)
             await server.listen()
-            assert value(await second.until_ready()) == "1: hello"
+            assert value(await second.until_ready()) == "1: SELECT hello"
 
 
 @wire
@@ -175,10 +173,10 @@ async def test_A18_new_clients_hear_of_a_new_server_version(proxy_for):
             for session in server.sessions:
                 session.reset()
             await proxy.reached(idle=0)
-            assert value(await old.query("hello")) == "1: hello"
+            assert value(await old.query("SELECT hello")) == "1: SELECT hello"
         async with await proxy.client() as new:
             assert new.parameters["server_version"] == "19.1"
-            assert kinds(await new.query("hello")) == "TDCZ", "and it hears it once"
+            assert kinds(await new.query("SELECT hello")) == "TDCZ", "and it hears it once"
 
 
 # -- A21, A22: the server refuses ------------------------------------------------------------------------------
@@ -228,7 +226,7 @@ async def test_A21_who_waits_goes_on_waiting_while_a_refusal_passes(proxy_for, s
     async with ScriptedServer(on_connect=starting) as server:
         proxy = proxy_for(server)
         async with await proxy.client() as client:
-            assert value(await client.query("hello")) == "0: hello"
+            assert value(await client.query("SELECT hello")) == "0: SELECT hello"
         assert len(dials) >= 4
 
 
@@ -246,6 +244,24 @@ async def test_A21_a_refusal_that_lasts_is_named_when_the_wait_is_over(proxy_for
         assert "too many clients already" in fields["M"], "the server's own words"
 
 
+@pytest.mark.parametrize(
+    ("role", "sqlstate"),
+    [("VALID UNTIL '2000-01-01'", "28P01"), ("NOLOGIN", "28000"), ("CONNECTION LIMIT 0", "53300")],
+)
+@wire
+async def test_A15_what_keeps_a_role_out_at_the_server_keeps_it_out_here(proxy_for, pg18, role, sqlstate):
+    """In the server's words: the password was right, so there is nothing to hide."""
+    pg18.psql(f"CREATE ROLE outsider LOGIN PASSWORD 'secret' {role}", database="postgres")
+    try:
+        proxy = proxy_for(pg18, users={"outsider": {"password": "secret"}}, acquire_timeout=0.5)
+        fields = await first_error(proxy, user="outsider", password="secret")
+        assert fields["C"] == sqlstate
+        assert "outsider" in fields["M"]
+        await proxy.finish()
+    finally:
+        pg18.psql("DROP ROLE outsider", database="postgres")
+
+
 @wire
 async def test_A22_a_login_event_trigger_speaks_to_the_client_that_made_the_proxy_connect(proxy_for, pg18):
     with fresh_database(pg18) as name:
@@ -259,11 +275,10 @@ async def test_A22_a_login_event_trigger_speaks_to_the_client_that_made_the_prox
         base = config_for(pg18)["databases"][pg18.database]
         proxy = proxy_for(pg18, databases={name: base | {"acquire_timeout": 1}})
         assert "closed on Sundays" in (await first_error(proxy, database=name))["M"]
-        proxy.clean()
-        proxy.stop()
+        await proxy.finish()
 
 
-# -- A23: descriptors ------------------------------------------------------------------------------------------
+# -- A23: too many ------------------------------------------------------------------------------------------
 
 DAEMON = textwrap.dedent("""
     import asyncio, json, resource, sys, uvloop
@@ -321,6 +336,23 @@ async def test_A23_out_of_descriptors_it_goes_on_serving_and_recovers(pg18):
         finally:
             daemon.stdin.close()
             assert daemon.wait(15) == 0
+
+
+@wire
+async def test_A23_above_max_clients_who_comes_is_refused_with_the_numbers(proxy_for, pg18):
+    proxy = proxy_for(pg18, listen={"max_clients": 3})
+    clients = [await proxy.client() for _ in range(3)]
+    async with await RawClient.connect(proxy.address) as fourth:
+        fields = await fourth.refusal(proxy.user, proxy.database, proxy.password)
+        assert (fields["V"], fields["C"]) == ("FATAL", "53300")
+        assert "3" in fields["M"]
+    assert await send_cancel(proxy.address, clients[0].key) == b"", "a cancel is no client"
+    await clients.pop().terminate()
+    await until(lambda: proxy.clients() == 2)
+    async with await proxy.client() as fourth:
+        assert value(await fourth.query("SELECT 1")) == "1"
+    for client in clients:
+        await client.terminate()
 
 
 def cpu_seconds(pid: int) -> float:

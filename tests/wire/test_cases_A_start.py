@@ -41,10 +41,12 @@ async def same(proxy: RunningProxy, *sent: bytes) -> bytes:
 
 
 def _without_places(data: bytes) -> object:
-    if data[:1] in (b"E", b"N") and data[5:6] == b"S":
-        fields = messages.error_fields(data[5:])
-        return {name: text for name, text in fields.items() if name not in "FLR"}
-    return data
+    answer = data[:1] if data[:1] == b"N" else b""  # to an encryption request
+    error = data[len(answer) :]
+    if error[:1] != b"E" or error[5:6] != b"S":
+        return data
+    fields = messages.error_fields(error[5:])
+    return answer, {name: text for name, text in fields.items() if name not in "FLR"}
 
 
 def hello(proxy: RunningProxy, *more: tuple[str, str], version: int = messages.PROTOCOL_3_0) -> bytes:

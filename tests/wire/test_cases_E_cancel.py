@@ -162,16 +162,16 @@ async def test_E4_a_connection_whose_cancel_is_under_way_is_nobodys(proxy_for):
     async with ScriptedServer(finishes_anyway, on_cancel=lambda _: closing.wait()) as server:
         proxy = proxy_for(server, max_size=1)
         async with await proxy.client() as first, await proxy.client() as second:
-            await first.send(messages.query("slow"))
+            await first.send(messages.query("SELECT slow"))
             await until(lambda: server.sessions[0].heard)
             cancel = asyncio.create_task(send_cancel(proxy.address, first.key))
             assert value(await first.until_ready()) == "0: finished"
-            await second.send(messages.query("second"))
+            await second.send(messages.query("SELECT second"))
             await proxy.reached(waiting=1)
             assert proxy.counts()["resetting"] == 1
             assert len(server.sessions[0].heard) == 1
             closing.set()
-            assert value(await second.until_ready()) == "0: second"
+            assert value(await second.until_ready()) == "0: SELECT second"
             assert await cancel == b""
 
 
@@ -181,13 +181,40 @@ async def test_E4_a_cancel_that_never_ends_costs_the_connection_and_nobody_waits
     async with ScriptedServer(finishes_anyway, ServerEnd.serve, on_cancel=lambda _: forever.wait()) as server:
         proxy = proxy_for(server, max_size=1, cleanup_timeout=0.3)
         async with await proxy.client() as first, await proxy.client() as second:
-            await first.send(messages.query("slow"))
+            await first.send(messages.query("SELECT slow"))
             await until(lambda: server.sessions[0].heard)
             await send_cancel(proxy.address, first.key)
             assert value(await first.until_ready()) == "0: finished"
-            assert value(await second.query("second")) == "1: second"
+            assert value(await second.query("SELECT second")) == "1: SELECT second"
             await until(server.sessions[0].gone.is_set)
             forever.set()
+
+
+@wire
+async def test_E4_a_cancel_reaches_a_pinned_client_and_a_copy_as_well(proxy_for, pg18, admin):
+    proxy = proxy_for(pg18, max_size=1)
+    async with await proxy.client() as client:
+        await client.query("CREATE TEMP TABLE mine (id int)")
+        await client.send(messages.query(SLEEP))
+        await running(admin, SLEEP)
+        await send_cancel(proxy.address, client.key)
+        assert error(await client.until_ready())["C"] == "57014"
+        await client.send(messages.query("COPY mine FROM STDIN"))
+        await client.until("G")
+        await send_cancel(proxy.address, client.key)
+        assert error(await client.until_ready())["C"] == "57014"
+        await works(client)
+
+
+@wire
+async def test_E4_a_cancel_request_may_come_in_pieces(proxy, admin):
+    async with await proxy.client(version=messages.PROTOCOL_3_2) as client:
+        await client.send(messages.query(SLEEP))
+        await running(admin, SLEEP)
+        async with await RawClient.connect(proxy.address) as cancel:
+            await cancel.send_in_pieces(messages.cancel_request(*client.key))
+            assert await cancel.rest() == b""
+        assert error(await client.until_ready())["C"] == "57014"
 
 
 @wire
@@ -235,7 +262,7 @@ async def test_E5_a_cancel_does_not_hit_what_the_proxy_runs_for_itself(proxy_for
                     converting.set()
                     await go_on.wait()
                 session.send(messages.command_complete("SELECT 1"), messages.ready())
-            elif text == b"slow\0":
+            elif text == b"SELECT slow\0":
                 await session.cancelled.wait()
                 session.send(messages.error("ERROR", "57014", "canceled"), messages.ready())
             else:
@@ -244,16 +271,16 @@ async def test_E5_a_cancel_does_not_hit_what_the_proxy_runs_for_itself(proxy_for
     async with ScriptedServer(script) as server:
         proxy = proxy_for(server, max_size=1)
         async with await proxy.client(params={"work_mem": "5MB"}) as client, await proxy.client() as other:
-            assert value(await other.query("hello")) == "0: hello"
+            assert value(await other.query("SELECT hello")) == "0: SELECT hello"
             armed.set()
-            await client.send(messages.query("slow"))
+            await client.send(messages.query("SELECT slow"))
             await asyncio.wait_for(converting.wait(), 10)
             assert await send_cancel(proxy.address, client.key) == b""
             await works_for(proxy)
             assert server.cancels == []
             go_on.set()
             assert error(await client.until_ready())["C"] == "57014"
-            assert value(await client.query("next")) == "0: next"
+            assert value(await client.query("SELECT next")) == "0: SELECT next"
 
 
 async def works_for(proxy: RunningProxy) -> None:
@@ -305,7 +332,7 @@ async def test_E6_a_cancel_goes_to_the_server_encrypted_where_the_session_is(pro
     ) as server:
         proxy = proxy_for(server, sslmode="require", sslnegotiation="direct" if direct else "postgres")
         async with await proxy.client() as client:
-            await client.send(messages.query("slow"))
+            await client.send(messages.query("SELECT slow"))
             await until(lambda: server.sessions[0].heard)
             await send_cancel(proxy.address, client.key)
             assert value(await client.until_ready()) == "0: finished"
@@ -343,13 +370,13 @@ async def test_E8_many_cancels_of_one_query_are_few_at_the_server(proxy_for):
     async with ScriptedServer(finishes_anyway, on_cancel=on_cancel) as server:
         proxy = proxy_for(server, max_size=1)
         async with await proxy.client() as client:
-            await client.send(messages.query("slow"))
+            await client.send(messages.query("SELECT slow"))
             await until(lambda: server.sessions[0].heard)
             await asyncio.gather(*(send_cancel(proxy.address, client.key) for _ in range(50)))
             assert value(await client.until_ready()) == "0: finished"
             assert most <= 2
             closing.set()
-            assert value(await client.query("next")) == "0: next"
+            assert value(await client.query("SELECT next")) == "0: SELECT next"
 
 
 @pytest.mark.parametrize("end", ["close", "reset", "terminate"])
@@ -377,14 +404,14 @@ async def test_E10_where_no_cancel_gets_through_the_connection_is_closed_and_nob
     async with ScriptedServer(deaf, ServerEnd.serve) as server:
         proxy = proxy_for(server, max_size=1, cleanup_timeout=0.5)
         async with await proxy.client() as first:
-            await first.send(messages.query("slow"))
+            await first.send(messages.query("SELECT slow"))
             await until(lambda: server.sessions[0].heard)
             server.refuse()
             await first.reset()
         await until(server.sessions[0].gone.is_set)
         await server.listen()
         async with await proxy.client() as second:
-            assert value(await second.query("second")) == "1: second"
+            assert value(await second.query("SELECT second")) == "1: SELECT second"
 
 
 @wire
@@ -400,10 +427,10 @@ async def test_E10_a_cancel_that_cannot_be_passed_on_leaves_the_query_alone(prox
     async with ScriptedServer(script) as server:
         proxy = proxy_for(server, max_size=1)
         async with await proxy.client() as client:
-            await client.send(messages.query("slow"))
+            await client.send(messages.query("SELECT slow"))
             await until(lambda: server.sessions[0].heard)
             server.refuse()
             assert await send_cancel(proxy.address, client.key) == b""
             finish.set()
             assert value(await client.until_ready()) == "0: finished"
-            assert value(await client.query("next")).endswith("next")
+            assert value(await client.query("SELECT next")).endswith("next")

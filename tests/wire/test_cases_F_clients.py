@@ -74,6 +74,41 @@ async def test_F1_a_client_that_waits_and_leaves_is_out_of_the_line(single, end)
         assert await pid_of(holder) == pid
 
 
+@pytest.mark.parametrize("end", ["close", "reset"])
+@wire
+async def test_F1_a_client_that_leaves_while_its_log_in_waits_for_a_server_is_out_of_the_line(proxy_for, end):
+    async with ScriptedServer() as server:
+        server.refuse()
+        proxy = proxy_for(server)
+        async with await RawClient.connect(proxy.address) as client:
+            hello = asyncio.create_task(client.startup(proxy.user, proxy.database, proxy.password))
+            await proxy.reached(waiting=1)
+            hello.cancel()
+            await asyncio.wait([hello])
+            await getattr(client, end)()
+        await proxy.reached(waiting=0)
+        await until(lambda: proxy.clients() == 0)
+
+
+@pytest.mark.parametrize("end", ENDS)
+@wire
+async def test_F1_in_session_mode_nothing_of_a_session_is_left_to_the_next_one(proxy_for, pg18, end):
+    proxy = proxy_for(pg18, max_size=1, mode="session")
+    async with await proxy.client() as client:
+        pid = await pid_of(client)
+        await client.query("SET work_mem = '77kB'; CREATE TEMP TABLE mine (id int); PREPARE mine AS SELECT 1")
+        await client.query("LISTEN mine; SELECT pg_advisory_lock(20061)")
+        await client.query("BEGIN")
+        await getattr(client, end)()
+    async with await proxy.client() as client:
+        assert await pid_of(client) == pid
+        assert value(await client.query("SHOW work_mem")) == "4MB"
+        assert error(await client.query("SELECT * FROM mine"))["C"] == "42P01"
+        assert error(await client.query("EXECUTE mine"))["C"] == "26000"
+        assert value(await client.query("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")) == "0"
+        assert value(await client.query("SELECT count(*) FROM pg_listening_channels()")) == "0"
+
+
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("last", ["SELECT 1", "SELECT 1/0"], ids=["T", "E"])
 @wire
@@ -145,11 +180,11 @@ async def test_F3_the_clean_up_is_bounded_and_then_the_connection_goes(proxy_for
     async with ScriptedServer(stubborn, ServerEnd.serve) as server:
         proxy = proxy_for(server, max_size=1, cleanup_timeout=0.3)
         async with await proxy.client() as client:
-            await client.send(messages.query("slow"))
+            await client.send(messages.query("SELECT slow"))
             await until(lambda: server.sessions[0].heard)
             await client.reset()
         async with await proxy.client() as client:
-            assert value(await client.query("next")) == "1: next"
+            assert value(await client.query("SELECT next")) == "1: SELECT next"
         assert server.sessions[0].cancelled.is_set()
         await until(server.sessions[0].gone.is_set)
 
@@ -262,8 +297,7 @@ async def test_F16_a_prepared_transaction_outlives_the_lease_that_prepared_it(pr
             assert await pid_of(client) == pid
             await client.terminate()
             await other.terminate()
-        proxy.clean()
-        proxy.stop()
+        await proxy.finish()
 
 
 # -- F20, F24, F25: the account, the clock, strangers -----------------------------------------------------------
@@ -271,7 +305,10 @@ async def test_F16_a_prepared_transaction_outlives_the_lease_that_prepared_it(pr
 
 @wire
 async def test_F20_whatever_way_clients_end_each_slot_comes_back_once(proxy_for, pg18, admin):
-    proxy = proxy_for(pg18, max_size=3, query_timeout=5, cleanup_timeout=5)
+    name = "counted by a test"
+    proxy = proxy_for(
+        pg18, max_size=3, query_timeout=5, cleanup_timeout=5, init_query=f"SET application_name = '{name}'"
+    )
     chance = random.Random(20)
 
     async def half_in() -> None:
@@ -304,7 +341,7 @@ async def test_F20_whatever_way_clients_end_each_slot_comes_back_once(proxy_for,
         await asyncio.gather(*(chance.choice([life, life, life, half_in])() for _ in range(12)))
         assert proxy.counts()["waiting"] <= 12
     await proxy.reached(leased=0, waiting=0, resetting=0, closing=0, checking=0, connecting=0)
-    assert proxy.counts()["idle"] <= 3
+    assert proxy.counts()["idle"] == len(admin.backends(name)) <= 3
     pids = set()
     for _ in range(6):
         pids.add(await next_pid(proxy))

@@ -6,7 +6,8 @@ import logging
 import pytest
 from proxy_kit import RunningProxy, not_running, running, until, wire
 
-from cenote.testing.wire import RawClient, error, errors, kinds, value
+from cenote.testing.scripted_server import ScriptedServer, ServerEnd
+from cenote.testing.wire import LoginRefused, RawClient, error, errors, kinds, value
 from cenote.wire import messages
 
 SLEEP = "SELECT pg_sleep(60)"
@@ -113,6 +114,38 @@ async def test_F18_at_the_end_no_server_connection_is_left(proxy_for, pg18, admi
     for client in clients:
         await sent_home(client)
     await until(lambda: not admin.backends(name))
+
+
+@pytest.mark.parametrize("dial", ["silent", "refused", "idle"])
+@wire
+async def test_F18_a_server_that_does_not_answer_does_not_keep_it_from_stopping(proxy_for, dial):
+    async def silent(session: ServerEnd) -> None:
+        await session.silent()
+
+    async def deaf(session: ServerEnd) -> None:
+        await session.serve_one()
+        await session.silent()
+
+    async with ScriptedServer(deaf, on_connect=silent if dial == "silent" else None) as server:
+        if dial == "refused":
+            server.refuse()
+        proxy = proxy_for(server, max_size=2, min_size=1)
+        client = await RawClient.connect(proxy.address)
+        hello = asyncio.create_task(client.startup(proxy.user, proxy.database, proxy.password))
+        if dial == "idle":
+            await hello
+            await client.query("SELECT hello")
+        else:
+            await proxy.reached(waiting=1)
+        began = asyncio.get_running_loop().time()
+        await asyncio.to_thread(proxy.stop)
+        assert asyncio.get_running_loop().time() - began < 8
+        if dial == "idle":
+            await sent_home(client)
+        else:
+            with pytest.raises(LoginRefused) as caught:
+                await hello
+            assert caught.value.fields["C"] == "57P01"
 
 
 @wire

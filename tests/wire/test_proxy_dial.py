@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import random
 import socket
 import struct
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from login_kit import CountingThreads, Dialed, dialed, on_both_loops, place
+from login_kit import CountingThreads, Dialed, dialed, mutated, on_both_loops, place
 
 from cenote import embedded
 from cenote.embedded.configuration import literal
@@ -723,3 +724,41 @@ def test_E6_an_address_tells_where_it_is():
     assert str(Address("/run", 5432, socket.AF_UNIX, "/run/.s.PGSQL.5432")) == "/run/.s.PGSQL.5432"
     assert str(Address("db", 5432, socket.AF_INET, ("10.0.0.1", 5432))) == "db:5432 (10.0.0.1)"
     assert str(Address("10.0.0.1", 5432, socket.AF_INET, ("10.0.0.1", 5432))) == "10.0.0.1:5432"
+
+
+@pytest.mark.parametrize("conversation", ["trust", "scram-sha-256"])
+def test_A8_whatever_a_server_sends_ends_in_a_connection_or_a_clear_error(conversation):
+    hello = {
+        "trust": OK,
+        "scram-sha-256": messages.authentication_sasl(["SCRAM-SHA-256"])
+        + messages.authentication_sasl_continue(b"r=abc,s=c2FsdA==,i=2")
+        + messages.authentication_sasl_final(b"v=" + b"A" * 43 + b"="),
+    }
+    whole = (
+        messages.negotiate_protocol_version(messages.PROTOCOL_3_0, [])
+        + hello[conversation]
+        + messages.parameter_status("server_version", "18.0")
+        + messages.notice("NOTICE", "00000", "hello")
+        + KEY
+        + messages.READY_IDLE
+    )
+
+    @on_both_loops
+    async def body():
+        chance = random.Random(12)
+
+        async def connect(end: ServerEnd) -> None:
+            length = int.from_bytes(await end.exactly(4), "big")
+            await end.exactly(length - 4)
+            end.send(mutated(whole, chance))
+
+        async with ScriptedServer(on_connect=connect) as scripted:
+            for _ in range(300):
+                try:
+                    server = await dialed(scripted)
+                except DialError:
+                    pass
+                else:
+                    await server.leave()
+
+    body()

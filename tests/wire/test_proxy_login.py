@@ -2,13 +2,14 @@
 
 import asyncio
 import hashlib
+import random
 import ssl
 from typing import Any
 
 import asyncpg
 import psycopg
 import pytest
-from login_kit import CountingThreads, Door, dialed, on_both_loops
+from login_kit import CountingThreads, Door, dialed, mutated, on_both_loops
 
 from cenote.proxy.auth.keys import KeyCache
 from cenote.proxy.dial import DialError
@@ -703,5 +704,34 @@ def test_F25_a_log_in_can_be_given_up_at_any_moment():
                     visitor.task.cancel()
                     await asyncio.wait([visitor.task])
                     assert isinstance(door.outcomes[number], asyncio.CancelledError)
+
+    body()
+
+
+@pytest.mark.parametrize("auth", ["password", "scram-sha-256"])
+def test_A8_whatever_a_client_sends_ends_in_a_log_in_a_refusal_or_nothing(auth, tmp_path):
+    packet = messages.startup([("user", "ann"), ("database", "db"), ("options", "-c a=b")], messages.PROTOCOL_3_2)
+    first = b"n,,n=,r=abcdef"
+    answers = {
+        "password": messages.password(PASSWORD.encode() + b"\0"),
+        "scram-sha-256": messages.password(b"SCRAM-SHA-256\0" + len(first).to_bytes(4, "big") + first)
+        + messages.password(b"c=biws,r=abcdef,p=" + b"A" * 43 + b"="),
+    }
+    whole = messages.request(messages.GSSENC_REQUEST) + packet + answers[auth]
+
+    @on_both_loops
+    async def body():
+        chance = random.Random(11)
+        async with Door({"ann": VERIFIER}, auth=auth, unix_dir=tmp_path) as door:
+            for number in range(300):
+                async with await RawClient.connect(door.address) as client:
+                    sent = mutated(whole, chance)
+                    client.feed(sent[:8])
+                    await asyncio.sleep(0)
+                    client.feed(sent[8:])
+                    client.writer.write_eof()
+                    await client.rest()
+                outcome = await door.outcome(number)
+                assert outcome is None or isinstance(outcome, Login | Refused | Cancel), (sent, outcome)
 
     body()

@@ -16,7 +16,7 @@ from cenote.proxy.target import Target
 from cenote.proxy.tunnel import Tunnels
 from cenote.testing.faults import FaultProxy
 from cenote.testing.scripted_server import ScriptedServer, ServerEnd
-from cenote.testing.wire import RawClient, error, kinds, rows, value
+from cenote.testing.wire import RawClient, WireFailure, error, kinds, rows, value
 from cenote.wire import messages
 from cenote.wire.tls import server_context
 from pool_kit import until
@@ -295,5 +295,24 @@ def test_D7_a_tunnel_that_is_cancelled_ends_at_both_ends(primary):
                 door.visitors[0].task.cancel()
                 await client.rest()
                 await until(lambda: not between.links and len(tunnels) == 0)
+
+    body()
+
+
+def test_D7_a_tunnel_that_is_cancelled_while_it_dials_ends_too():
+    @on_both_loops
+    async def body():
+        async def silent(end: ServerEnd) -> None:
+            await end.silent()
+
+        async with ScriptedServer(on_connect=silent) as scripted, tunnelled(scripted) as (door, tunnels):
+            async with await RawClient.connect(door.address) as client:
+                client.feed(messages.startup([("user", "app"), ("replication", "database")]))
+                login = asyncio.create_task(client.authenticate("app", scripted.password))
+                await until(lambda: scripted.connections and len(tunnels) == 1)
+                door.visitors[0].task.cancel()
+                with pytest.raises(WireFailure):
+                    await login
+                await door.visitors[0].over
 
     body()

@@ -20,6 +20,7 @@ from cenote.proxy.replies import (
     CLOSE,
     DESCRIBE,
     EXECUTE,
+    NAMED_PARSE,
     NONE,
     OWN_PARSE,
     PARSE,
@@ -31,6 +32,7 @@ from cenote.proxy.replies import (
 )
 from cenote.proxy.roles import Borrower
 from cenote.proxy.server import ServerConnection
+from cenote.sql import touch
 from cenote.sql.plain import plain
 from cenote.wire import messages
 
@@ -43,7 +45,7 @@ _OWED_DESCRIBE, _OWED_EXECUTE, _OWED_CLOSE, _OWED_OWN_PARSE, _OWED_SYNTHETIC_CLO
     OWN_PARSE,
     SYNTHETIC_CLOSE,
 )
-_OWED_SYNTHETIC = SYNTHETIC
+_OWED_SYNTHETIC, _OWED_NAMED_PARSE = SYNTHETIC, NAMED_PARSE
 
 # Types of messages, as numbers: the scan compares bytes.
 _QUERY, _PARSE, _BIND, _DESCRIBE, _CLOSE, _EXECUTE = 0x51, 0x50, 0x42, 0x44, 0x43, 0x45  # Q P B D C E
@@ -52,6 +54,7 @@ _COPY_DATA, _COPY_DONE, _COPY_FAIL = 0x64, 0x63, 0x66  # d c f
 _KINDS = b"QPBDCESHFXdcf"
 _STATEMENT = 0x53  # S, in Describe and Close
 _IDLE = 0x49
+_PREPARED = touch.PREPARED
 
 # A text is read up to this length; longer ones are streamed and cannot be told.
 _TEXT_BYTES = 1_048_576
@@ -204,6 +207,7 @@ class ClientSession(Borrower):
             if server.asked_at == 0.0:
                 server.asked_at = monotonic()
                 server.failed = False
+                server.unparsed = False
                 if server.status == _IDLE:
                     server.began_at = server.asked_at
             if self.raw:
@@ -232,8 +236,8 @@ class ClientSession(Borrower):
                 self.unnamed = None
                 server.unnamed = None
                 server.replies.expect(_OWED_QUERY)
-                if self.clearing:
-                    # What it clears is the base of what comes next.
+                if self.clearing or self.touching:
+                    # What it leaves behind is the base of what comes next.
                     self._flush(data, start, end)
                     self._hold(data[end:])
                     return
@@ -436,7 +440,7 @@ class ClientSession(Borrower):
             if there is None:
                 there = self._bring(server, name, old)
             server.write(messages.parse(there, tail))
-            server.replies.add(Entry(_OWED_PARSE))
+            server.replies.add(Entry(_OWED_NAMED_PARSE))
             return True
         statement = self.pool.statement(self.settings, tail, read(tail[: tail.index(b"\0")]))
         self.pool.tick += 1
@@ -455,7 +459,7 @@ class ClientSession(Borrower):
             server.close_statement(statement, there)
         there = self._name_there(server, name)
         server.know(statement, there)
-        server.replies.add(Entry(_OWED_PARSE, statement, name))
+        server.replies.add(Entry(_OWED_NAMED_PARSE, statement, name))
         if there == name:
             return False
         server.write(messages.parse(there, tail))
@@ -573,10 +577,14 @@ class ClientSession(Borrower):
         touches = reading.touches
         if not touches:
             return
+        # PREPARE needs the names to be the client's before it runs; the rest waits for the answer, since a text
+        # that the server cannot even parse touches nothing.
         if touches & ~reading.clears == 0 and server.status == _IDLE and server.replies.kind == _OWED_NONE:
             self.clearing = touches
-            return
-        self.keep(server, self.pool.pin_reason(touches))
+        elif touches & _PREPARED == 0 and server.replies.kind == _OWED_NONE:
+            self.touching = touches
+        else:
+            self.keep(server, self.pool.pin_reason(touches))
 
     def keep(self, server: ServerConnection, reason: str) -> None:
         """Keep this server connection until the client ends. From now on its names are the client's own."""
@@ -650,6 +658,13 @@ class ClientSession(Borrower):
             self.clearing = 0
             self.pool.cleared(self, server, clearing)
             return
+        if self.touching:
+            touches = self.touching
+            self.touching = 0
+            if not server.unparsed:
+                self.keep(server, self.pool.pin_reason(touches))
+            self.go_on_after(server)
+            return
         if self.copy_asked:
             self.copy_asked = False
             self.go_on()
@@ -697,8 +712,9 @@ class ClientSession(Borrower):
 
     def server_lost(self, server: ServerConnection) -> None:
         """The server connection ended in this client's hands. It hears of it once."""
-        if server.fatal is not None:
-            self.ending = True  # the server's own words were passed on
+        if server.fatal is not None or (server.left and not server.dropping):
+            # The server's own words were passed on; or half a message was, and nothing can follow that.
+            self.ending = True
             self.close()
         else:
             self.fail("08006", f'cenote: pool "{self.pool.name}": the server closed the connection unexpectedly')

@@ -115,9 +115,7 @@ class Daemon:
                 with contextlib.suppress(FileNotFoundError):
                     if path.is_socket() and not _answers(path):
                         path.unlink()
-                self._servers.append(
-                    await loop.create_unix_server(self._accept, str(path), backlog=backlog)
-                )
+                self._servers.append(await loop.create_unix_server(self._accept, str(path), backlog=backlog))
                 path.chmod(0o777)
                 self.addresses.append(str(path))
             if self.config.metrics_port is not None:

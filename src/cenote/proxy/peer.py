@@ -92,9 +92,11 @@ class Peer:
 
     def write(self, data: bytes) -> None:
         """Send plain bytes."""
+        if self.lost:
+            return
         if self.tls is None:
             self.send(data)
-        elif not self.lost:
+        else:
             self.send(self.tls.send(data))
 
     def mute(self) -> None:

@@ -125,6 +125,7 @@ class ProxyPool(Lender):
         server.lease_tick = self.tick
         server.answered = False
         server.failed = False
+        server.unparsed = False
         if client.stalled:
             server.mute()
 
@@ -309,7 +310,7 @@ class ProxyPool(Lender):
                 pass  # its own end is being told
             elif client.left and not client.dropping:
                 self.machine.release_broken(slot, now, "unfinished", "private")
-            elif client.raw and not self.session_mode:
+            elif (client.raw and not self.session_mode) or client.touching:
                 self.machine.release_broken(slot, now, "pinned", "private")
             elif server.rests() and not server.cancels and not self.session_mode:
                 self.machine.release(slot, now)
@@ -346,6 +347,14 @@ class ProxyPool(Lender):
         """What the end of this connection says about the others."""
         fields = messages.error_fields(server.fatal) if server.fatal is not None else {}
         return fatal_failure(fields.get("C", "")) or "connection" if fields else "connection"
+
+    def idle_ended(self, server: ServerConnection) -> None:
+        """A connection that owes nothing has said something: its farewell, or what makes no sense."""
+        if server.slot is not None and server.slot.state() == "idle":
+            self.machine.idle_lost(server.slot, monotonic(), "server_closed", self.failure(server))
+            self.perform()
+        else:
+            server.abort()
 
     def broken(self, server: ServerConnection, error: Exception) -> None:
         """The server broke the protocol: this pair ends."""

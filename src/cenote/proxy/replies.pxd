@@ -1,6 +1,6 @@
 cimport cython
 
-cdef int _NONE, _SYNC, _PARSE, _OWN_PARSE, _OWN_CLOSE, _OWN_SYNC
+cdef int _NONE, _SYNC, _PARSE, _NAMED_PARSE, _OWN_SYNC, _OWN_QUERY, _SYNTHETIC
 
 cdef class Entry:
     cdef public int kind
@@ -11,16 +11,18 @@ cdef class Entry:
     cdef public object failed
 
 cdef class ReplyQueue:
-    cdef public list items
-    cdef public Py_ssize_t first
     cdef public int kind
-    cdef public Entry entry
     cdef public bint open
     cdef public bint dropped_unnamed
+    cdef public bytearray behind
+    cdef public Py_ssize_t next
+    cdef public list entries
 
     cpdef expect(self, int kind)
+    @cython.locals(kind=int)
     cpdef add(self, Entry entry)
-    @cython.locals(first=Py_ssize_t)
+    cpdef Entry entry(self)
+    @cython.locals(at=Py_ssize_t, behind=bytearray)
     cpdef advance(self)
     cpdef ready(self)
     cpdef discard_to_sync(self)

@@ -1,9 +1,9 @@
 """The reply queue: what a server connection still owes, request by request, and what to do with each answer.
 
-One entry per request sent, in order. Most are plain numbers (forward the answer); an `Entry` is for requests
-whose answer means more: what we injected is swallowed, what we left out is answered here in its place, and
-what the bookkeeping took for granted is undone when the server discards it. A connection is at rest when this
-queue is empty: that is the account that has to add up before it is handed on.
+One byte per request sent, in order: what kind of answer is due. Some have an `Entry` beside it, because their
+answer means more than forwarding it: what we injected is swallowed, what we left out is answered here in its
+place, and what the bookkeeping took for granted is undone when the server discards it. A connection is at rest
+when this queue is empty: that is the account that has to add up before it is handed on.
 
 Source: PostgreSQL documentation, "Message Flow". After an error in the extended protocol the server discards
 everything up to Sync, and answers nothing of it.
@@ -16,11 +16,12 @@ from typing import Any
 NONE = 0
 QUERY = 1  # Query, FunctionCall: many messages, then ReadyForQuery
 SYNC = 2  # ReadyForQuery
-PARSE = 3
+PARSE = 3  # of the unnamed statement, or of a raw client
 BIND = 4
 DESCRIBE = 5
 EXECUTE = 6
 CLOSE = 7
+NAMED_PARSE = 8  # from here on with an entry
 SWALLOWED = 16  # from here on the client never hears of the answer
 OWN_PARSE = 16
 OWN_CLOSE = 17
@@ -30,16 +31,16 @@ SYNTHETIC = 32  # nothing was sent for a Parse: `reply` is the answer
 SYNTHETIC_CLOSE = 33  # nor for a Close
 
 # The same as C sees them.
-_NONE, _SYNC, _PARSE, _OWN_PARSE, _OWN_CLOSE, _OWN_SYNC = NONE, SYNC, PARSE, OWN_PARSE, OWN_CLOSE, OWN_SYNC
+_NONE, _SYNC, _PARSE, _NAMED_PARSE, _OWN_SYNC = NONE, SYNC, PARSE, NAMED_PARSE, OWN_SYNC
+_OWN_QUERY, _SYNTHETIC = OWN_QUERY, SYNTHETIC
 
 
 class Entry:
     """A request whose answer means more than forwarding it.
 
+    statement, name: what a Parse defines; for the answer to a Close, what it took away
     reply: what the client gets when its turn comes (SYNTHETIC)
-    statement, name: what a Parse defines; for a SYNTHETIC answer to Close, what it took away
-    known: it was sent, and its success makes the statement known to the server
-    done: called with the body of the error, None for success (OWN_QUERY)
+    done: called with the body of the error, None for success (OWN_QUERY); failed: that body
     """
 
     def __init__(self, kind: int, statement: Any = None, name: bytes = b"", reply: bytes = b"") -> None:
@@ -52,52 +53,66 @@ class Entry:
 
 
 class ReplyQueue:
-    """What is owed, oldest first. `kind` and `entry` describe the first."""
+    """What is owed, oldest first. `kind` is the first one's, NONE when nothing is owed.
+
+    open: the server may be inside an extended batch: only ReadyForQuery ends that
+    dropped_unnamed: a Parse without an entry was discarded
+    """
 
     def __init__(self) -> None:
-        self.items: list[Any] = []
-        self.first = 0
-        self.kind = _NONE
-        self.entry: Any = None
-        self.open = False  # the server may be inside an extended batch: only ReadyForQuery ends that
-        self.dropped_unnamed = False  # a Parse without entry, so of the unnamed statement, was discarded
+        self.kind = NONE
+        self.open = False
+        self.dropped_unnamed = False
+        # The first is in `kind`; these are behind it, from `next` on.
+        self.behind = bytearray()
+        self.next = 0
+        # In the order of the kinds that have one, the first one's included.
+        self.entries: list[Entry] = []
 
     def expect(self, kind: int) -> None:
         """A request was sent whose answer is forwarded."""
-        self.items.append(kind)
         if kind >= _PARSE:
             self.open = True
         if self.kind == _NONE:
             self.kind = kind
+        else:
+            self.behind.append(kind)
 
     def add(self, entry: Entry) -> None:
         """A request with an entry of its own was sent, or answered here."""
-        self.items.append(entry)
-        if entry.kind in (_PARSE, _OWN_PARSE, _OWN_CLOSE):
+        self.entries.append(entry)
+        kind = entry.kind
+        if kind < _OWN_QUERY:
             self.open = True
         if self.kind == _NONE:
-            self.kind = entry.kind
-            self.entry = entry
+            self.kind = kind
+        else:
+            self.behind.append(kind)
+
+    def entry(self) -> Entry:
+        """The entry of the first, which has one."""
+        return self.entries[0]
 
     def advance(self) -> None:
         """The first was answered in full."""
-        first = self.first + 1
-        self.entry = None
-        if first == len(self.items):
-            self.items.clear()
-            self.first = 0
+        if self.kind >= _NAMED_PARSE:
+            del self.entries[0]
+        at = self.next
+        behind = self.behind
+        if at == len(behind):
             self.kind = _NONE
             return
-        if first >= 256:  # a long pipeline that never empties
-            del self.items[:first]
-            first = 0
-        self.first = first
-        item = self.items[first]
-        if isinstance(item, Entry):
-            self.entry = item
-            self.kind = item.kind
-        else:
-            self.kind = item
+        self.kind = behind[at]
+        at += 1
+        if at == len(behind) or at >= 4096:  # the second: a pipeline that never runs dry
+            del behind[:at]
+            at = 0
+        self.next = at
+
+    def ready(self) -> None:
+        """The server said ReadyForQuery: the first is answered, and its batch is over."""
+        self.advance()
+        self.open = self.kind != _NONE
 
     def discard_to_sync(self) -> list[Entry] | None:
         """The server failed inside an extended batch: drop what it will not answer.
@@ -107,20 +122,15 @@ class ReplyQueue:
         """
         dropped = None
         while self.kind not in (_NONE, _SYNC, _OWN_SYNC):
-            if self.entry is not None:
+            if self.kind >= _NAMED_PARSE:
                 if dropped is None:
                     dropped = []
-                dropped.append(self.entry)
+                dropped.append(self.entries[0])
             elif self.kind == _PARSE:
                 self.dropped_unnamed = True
             self.advance()
         return dropped
 
-    def ready(self) -> None:
-        """The server said ReadyForQuery: the first is answered, and its batch is over."""
-        self.advance()
-        self.open = self.kind != _NONE
-
     def pending(self) -> int:
         """How many requests are owed an answer. O(1)"""
-        return len(self.items) - self.first
+        return 0 if self.kind == _NONE else 1 + len(self.behind) - self.next

@@ -12,6 +12,7 @@ cdef class Borrower(Peer):
     cdef public bint noticed
     cdef public bint dropping
     cdef public Py_ssize_t left
+    cdef public int touching
     cdef public long long bytes_out
     cdef public double since
     cdef public str pin

@@ -34,6 +34,7 @@ class Borrower(Peer):
         self.noticed = False
         self.dropping = False
         self.left = 0
+        self.touching = 0
         self.bytes_out = 0
         self.since = 0.0
         self.pin = ""

@@ -9,7 +9,8 @@ cdef int _COMPLETE, _EMPTY, _SUSPENDED, _DESCRIPTION, _NO_DATA, _PARSED, _BOUND,
 cdef int _READY, _ERROR, _STATUS, _IDLE
 cdef long _HOLD_BYTES
 
-cdef int _OWED_NONE, _OWED_QUERY, _OWED_SYNC, _OWED_PARSE, _OWED_BIND, _OWED_DESCRIBE, _OWED_EXECUTE, _OWED_CLOSE
+cdef int _OWED_NAMED_PARSE, _OWED_NONE, _OWED_QUERY, _OWED_SYNC, _OWED_PARSE, _OWED_BIND, _OWED_DESCRIBE, _OWED_EXECUTE
+cdef int _OWED_CLOSE
 cdef int _OWED_SWALLOWED, _OWED_OWN_PARSE, _OWED_OWN_CLOSE, _OWED_OWN_QUERY, _OWED_OWN_SYNC, _OWED_SYNTHETIC_CLOSE, _OWED_SYNTHETIC
 
 cdef class ServerConnection(Peer):
@@ -39,6 +40,7 @@ cdef class ServerConnection(Peer):
     cdef public list finished
     cdef public object fatal
     cdef public bint failed
+    cdef public bint unparsed
     cdef public object broken_by
     cdef public long plans
     cdef public object quiet
@@ -54,7 +56,7 @@ cdef class ServerConnection(Peer):
 
     @cython.locals(p="const unsigned char*", n=Py_ssize_t, i=Py_ssize_t, start=Py_ssize_t, end=Py_ssize_t,
                    length=long, kind=int, owed=int, ready=bint, drop=bint, fresh=bint, client=Borrower,
-                   replies=ReplyQueue)
+                   replies=ReplyQueue, entry=Entry)
     cpdef received(self, bytes data)
     @cython.locals(client=Borrower)
     cdef _ready(self)

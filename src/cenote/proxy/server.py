@@ -21,6 +21,7 @@ from cenote.proxy.replies import (
     CLOSE,
     DESCRIBE,
     EXECUTE,
+    NAMED_PARSE,
     NONE,
     OWN_CLOSE,
     OWN_PARSE,
@@ -40,6 +41,7 @@ from cenote.wire import messages
 
 # The same as C sees them.
 _OWED_NONE, _OWED_QUERY, _OWED_SYNC, _OWED_PARSE, _OWED_BIND = NONE, QUERY, SYNC, PARSE, BIND
+_OWED_NAMED_PARSE = NAMED_PARSE
 _OWED_DESCRIBE, _OWED_EXECUTE, _OWED_CLOSE, _OWED_SWALLOWED, _OWED_OWN_PARSE = (
     DESCRIBE,
     EXECUTE,
@@ -108,6 +110,7 @@ class ServerConnection(Peer):
         self.finished: list[Entry] = []
         self.fatal: bytes | None = None
         self.failed = False  # the request under way was answered with an error
+        self.unparsed = False  # and nothing of it ran: the server could not parse it
         self.broken_by: Exception | None = None
         self.plans = 0  # of the pool's, when its plans were last known to be good
         self.quiet: asyncio.Future[None] | None = None
@@ -152,6 +155,11 @@ class ServerConnection(Peer):
                 return
             owed = replies.kind
             drop = client is None or owed >= _OWED_SWALLOWED
+            if owed == _OWED_NONE and client is None and kind not in (_NOTICE, _NOTIFICATION, _STATUS):
+                if kind == _ERROR and end <= n:
+                    self.fatal = data[i + 5 : end]
+                self.pool.idle_ended(self)
+                return
             if kind in (_ROW, _COPY_DATA):
                 if drop:
                     if i > start and client is not None:
@@ -174,7 +182,7 @@ class ServerConnection(Peer):
                     if owed not in (_OWED_OWN_QUERY, _OWED_OWN_SYNC):
                         self._broken("ReadyForQuery that nobody asked for")
                         return
-                    self.finished.append(replies.entry)
+                    self.finished.append(replies.entry())
                 elif self.replaying:
                     drop = True
                     if i > start and client is not None:
@@ -202,11 +210,13 @@ class ServerConnection(Peer):
                     return
                 replies.advance()
             elif kind == _PARSED:
-                if owed not in (_OWED_PARSE, _OWED_OWN_PARSE):
+                if owed not in (_OWED_PARSE, _OWED_NAMED_PARSE, _OWED_OWN_PARSE):
                     self._broken("ParseComplete that nobody asked for")
                     return
-                if replies.entry is not None and replies.entry.statement is not None:
-                    replies.entry.statement.proved = True
+                if owed != _OWED_PARSE:
+                    entry = replies.entry()
+                    if entry.statement is not None:
+                        entry.statement.proved = True
                 replies.advance()
             elif kind == _CLOSED:
                 if owed not in (_OWED_CLOSE, _OWED_OWN_CLOSE):
@@ -239,7 +249,7 @@ class ServerConnection(Peer):
                     if i > start:
                         client.write(data[start:i])
                     start = i
-                    client.write(replies.entry.reply)
+                    client.write(replies.entry().reply)
                 replies.advance()
         if i > n:
             self.left = i - n
@@ -289,12 +299,13 @@ class ServerConnection(Peer):
         replies = self.replies
         self.copying = False
         self.failed = True
+        self.unparsed = owed == _OWED_QUERY and first and b"\0Rscanner_yyerror\0" in body and b"\0q" not in body
         if b"SFATAL\0" in body or b"SPANIC\0" in body or b"VFATAL\0" in body or b"VPANIC\0" in body:
             self.fatal = body
         if owed in (_OWED_NONE, _OWED_QUERY, _OWED_SYNC):
             return first and self.fatal is not None and self._undone()
         if owed in (_OWED_OWN_QUERY, _OWED_OWN_SYNC):
-            replies.entry.failed = body
+            replies.entry().failed = body
             return True
         if self.fatal is not None:
             return first and self._undone()
@@ -332,7 +343,7 @@ class ServerConnection(Peer):
         if dropped is None:
             return
         for entry in reversed(dropped):
-            if entry.kind == _OWED_PARSE:
+            if entry.kind == _OWED_NAMED_PARSE:
                 self.forget(entry.statement)
                 if client is not None:
                     client.undefine(entry.name, entry.statement)

@@ -64,6 +64,9 @@ class Tunnels:
             await _join(client, server, key)
         except DialError as error:
             return _refuse(client, _told(error))
+        except BaseException:
+            client.abort()
+            raise
         finally:
             del self._running[client]
         return True

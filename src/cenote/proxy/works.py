@@ -97,11 +97,13 @@ class Works:
             if pool.options.init_query:
                 left = max(0.1, timeout - (monotonic() - begun))
                 error = await self._run(server, pool.options.init_query.encode(), left)
+                if error == b"":
+                    text = f"init_query was not answered within connect_timeout ({timeout:g} s)"
+                    raise DialError("08006", text, Failure.DESTINATION)
                 if error is not None:
                     fields = messages.error_fields(error)
-                    raise DialError(
-                        fields.get("C", ""), f"init_query failed: {fields.get('M', '')}", Failure.PERMANENT
-                    )
+                    text = f"init_query failed: {fields.get('M', '')}"
+                    raise DialError(fields.get("C", ""), text, Failure.PERMANENT)
         except DialError as error:
             if server is not None:
                 server.abort()

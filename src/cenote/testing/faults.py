@@ -270,10 +270,9 @@ class FaultProxy:
         self.total = {"up": Traffic(), "down": Traffic()}
         self._links: dict[asyncio.Task[None], Link] = {}
         self._listener: socket.socket | None = None
-        self._accepting: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        self.start()
         return self
 
     async def __aexit__(
@@ -290,7 +289,7 @@ class FaultProxy:
     def listening(self) -> bool:
         return self._listener is not None
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Listen: on a free port at first, on the same one after `refuse`."""
         if self._listener is not None:
             return
@@ -301,20 +300,18 @@ class FaultProxy:
         listener.setblocking(False)
         self.port = listener.getsockname()[1]
         self._listener = listener
-        self._accepting = asyncio.create_task(self._accept(listener), name="fault proxy")
+        asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
 
-    async def refuse(self) -> None:
+    def refuse(self) -> None:
         """Stop listening: new connections are refused, open ones go on. `start` ends it."""
-        if self._accepting is not None:
-            self._accepting.cancel()
-            await asyncio.wait([self._accepting])
         if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener.fileno())
             self._listener.close()
-        self._accepting = self._listener = None
+            self._listener = None
 
     async def close(self) -> None:
         """Stop listening and reset all that is open."""
-        await self.refuse()
+        self.refuse()
         for link in self.links:
             link._end(reset=True)
         if self._links:
@@ -327,16 +324,18 @@ class FaultProxy:
             link.cut(reset=reset)
         return len(links)
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            client, _ = await loop.sock_accept(listener)
-            _prepare(client)
-            link = Link(self.accepted, client, self.plan(self.accepted), self.struck)
-            self.accepted += 1
-            task = link._task = asyncio.create_task(link._run(*self.target), name=f"link {link.number}")
-            self._links[task] = link
-            task.add_done_callback(self._forget)
+    def _accept(self, listener: socket.socket) -> None:
+        # Not `loop.sock_accept`: cancelled in the moment of an arrival it loses the socket.
+        try:
+            client, _ = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        _prepare(client)
+        link = Link(self.accepted, client, self.plan(self.accepted), self.struck)
+        self.accepted += 1
+        task = link._task = asyncio.create_task(link._run(*self.target), name=f"link {link.number}")
+        self._links[task] = link
+        task.add_done_callback(self._forget)
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         link = self._links.pop(task)

@@ -115,11 +115,11 @@ class ServerEnd:
         return b"".join(bodies)
 
     async def ended(self) -> list[Message]:
-        """Wait for the other end to close; returns what it sent before."""
+        """Wait for the other end to say goodbye or to be gone; returns what it sent before."""
         before = len(self.heard)
         with contextlib.suppress(PeerGone):
-            while True:
-                await self.receive()
+            while (await self.receive()).kind != "X":
+                pass
         return self.heard[before:]
 
     def close(self) -> None:
@@ -367,8 +367,8 @@ class ScriptedServer:
                 await self.on_connect(end)
             elif await end.converse():
                 await self.scripts[min(end.number, len(self.scripts) - 1)](end)
-        except PeerGone:
-            pass
+        except (PeerGone, ssl.SSLError):
+            pass  # who does not trust us goes away
         except asyncio.CancelledError:
             writer.transport.abort()
         except Exception as problem:
