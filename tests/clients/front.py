@@ -6,7 +6,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import psycopg
-from proxy_kit import RunningProxy, config_for
+from proxy_kit import config_for
+from proxy_process import ProxyProcess
 
 from cenote import embedded
 from cenote.testing.postgres import wait_until
@@ -135,7 +136,7 @@ class Direct(Front):
 
 
 class Cenote(Front):
-    """Cenote before the server, in a thread of this process, so that its counts can be looked at."""
+    """Cenote before the server."""
 
     name = "cenote"
 
@@ -145,14 +146,15 @@ class Cenote(Front):
 
     def __enter__(self) -> Self:
         super().__enter__()
-        self.proxy = RunningProxy(config_for(self.server, max_size=self.max_size), self.server)
-        self.proxy.start()
+        self.proxy = ProxyProcess(config_for(self.server, max_size=self.max_size), self.server)
         self.port = self.proxy.port
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self.proxy.stop()
-        super().__exit__(*error)
+        try:
+            self.proxy.stop()
+        finally:
+            super().__exit__(*error)
 
     def assert_nothing_left(self) -> None:
         super().assert_nothing_left()

@@ -186,6 +186,7 @@ def test_statements_prepared_at_once_live_over_transactions_and_deallocate_is_th
         first.commit()
         for number, conn in enumerate(others, start=1):
             assert conn.execute("SELECT %s::int * 2", (number,), prepare=True).fetchone() == (number * 2,)
+            conn.commit()
 
 
 def test_one_text_with_other_parameter_types_is_another_statement(conn: psycopg.Connection) -> None:

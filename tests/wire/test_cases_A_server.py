@@ -246,12 +246,12 @@ async def test_A21_a_refusal_that_lasts_is_named_when_the_wait_is_over(proxy_for
 
 @pytest.mark.parametrize(
     ("role", "sqlstate"),
-    [("VALID UNTIL '2000-01-01'", "28P01"), ("NOLOGIN", "28000"), ("CONNECTION LIMIT 0", "53300")],
+    [("LOGIN VALID UNTIL '2000-01-01'", "28P01"), ("NOLOGIN", "28000"), ("LOGIN CONNECTION LIMIT 0", "53300")],
 )
 @wire
 async def test_A15_what_keeps_a_role_out_at_the_server_keeps_it_out_here(proxy_for, pg18, role, sqlstate):
     """In the server's words: the password was right, so there is nothing to hide."""
-    pg18.psql(f"CREATE ROLE outsider LOGIN PASSWORD 'secret' {role}", database="postgres")
+    pg18.psql(f"CREATE ROLE outsider PASSWORD 'secret' {role}", database="postgres")
     try:
         proxy = proxy_for(pg18, users={"outsider": {"password": "secret"}}, acquire_timeout=0.5)
         fields = await first_error(proxy, user="outsider", password="secret")

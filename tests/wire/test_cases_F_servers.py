@@ -99,6 +99,7 @@ async def test_F5_what_an_idle_server_says_is_not_the_next_clients(proxy_for):
 @pytest.mark.parametrize(
     "words",
     [
+        fatal("57P01"),
         messages.error("ERROR", "XX000", "oops"),
         messages.ready(),
         COLUMN,

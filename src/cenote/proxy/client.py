@@ -14,23 +14,9 @@ from time import monotonic
 from typing import Any
 
 from cenote.errors import ProtocolError
-from cenote.proxy.prepared import HARMLESS, TOO_LONG, Reading, Statement, read
-from cenote.proxy.replies import (
-    BIND,
-    CLOSE,
-    DESCRIBE,
-    EXECUTE,
-    NAMED_PARSE,
-    NONE,
-    OWN_PARSE,
-    PARSE,
-    QUERY,
-    SYNC,
-    SYNTHETIC,
-    SYNTHETIC_CLOSE,
-    Entry,
-)
-from cenote.proxy.roles import Borrower
+from cenote.proxy.naming import Named
+from cenote.proxy.prepared import HARMLESS, Reading, read
+from cenote.proxy.replies import BIND, CLOSE, DESCRIBE, EXECUTE, NONE, PARSE, QUERY, SYNC
 from cenote.proxy.server import ServerConnection
 from cenote.sql import touch
 from cenote.sql.plain import plain
@@ -38,14 +24,7 @@ from cenote.wire import messages
 
 # The same as C sees them.
 _OWED_NONE, _OWED_QUERY, _OWED_SYNC, _OWED_PARSE, _OWED_BIND = NONE, QUERY, SYNC, PARSE, BIND
-_OWED_DESCRIBE, _OWED_EXECUTE, _OWED_CLOSE, _OWED_OWN_PARSE, _OWED_SYNTHETIC_CLOSE = (
-    DESCRIBE,
-    EXECUTE,
-    CLOSE,
-    OWN_PARSE,
-    SYNTHETIC_CLOSE,
-)
-_OWED_SYNTHETIC, _OWED_NAMED_PARSE = SYNTHETIC, NAMED_PARSE
+_OWED_DESCRIBE, _OWED_EXECUTE, _OWED_CLOSE = DESCRIBE, EXECUTE, CLOSE
 
 # Types of messages, as numbers: the scan compares bytes.
 _QUERY, _PARSE, _BIND, _DESCRIBE, _CLOSE, _EXECUTE = 0x51, 0x50, 0x42, 0x44, 0x43, 0x45  # Q P B D C E
@@ -60,6 +39,7 @@ _PREPARED = touch.PREPARED
 _TEXT_BYTES = 1_048_576
 # Names and the like: nothing that must be seen whole may be longer.
 _HOLD_BYTES = 1_048_576
+_LONGEST = 0x7FFFFFFF
 # Input held before the client is made to wait.
 _HELD_BYTES = 262_144
 # Large objects, the only functions that libpq calls by number.
@@ -68,7 +48,7 @@ _LARGE_OBJECT_CALLS = frozenset(
 )
 
 
-class ClientSession(Borrower):
+class ClientSession(Named):
     """One client after its log-in. On the event loop.
 
     server: the connection it has now
@@ -82,15 +62,14 @@ class ClientSession(Borrower):
     def __init__(self, daemon: Any) -> None:
         super().__init__()
         self.daemon = daemon
-        self.pool: Any = None
-        self.statements: dict[bytes, Statement] | None = None
-        self.unnamed_reading: Any = HARMLESS
         self.copy_portals: set[bytes] | None = None
         self.clearing = 0
         self.skipping = False
         self.held = b""
         self.part = b""
         self.ending = False
+        self.repeatable = False
+        self.described = False
         self.bytes_in = 0
         self.pid = 0
         self.secret = b""
@@ -112,8 +91,11 @@ class ClientSession(Borrower):
             self.part = b""
         self.scan(data)
 
-    def scan(self, data: bytes) -> None:  # noqa: PLR0915 - one loop: a call per message costs
-        """Every message in `data`, until one has to be held. O(bytes)"""
+    def scan(self, data: bytes) -> None:  # noqa: PLR0915 - one loop, and its end
+        """Every message in `data`, until one has to be held. O(bytes)
+
+        What needs no decision goes on as it is: `start` is where that began, `i` where the message begins.
+        """
         p = data
         n = len(data)
         i = 0
@@ -121,9 +103,9 @@ class ClientSession(Borrower):
         server = self.server
         first = p[0] if n else 0
         kind = 0
-        described = False
+        self.described = False
         # Whether what is sent here could be sent once more as it is: one buffer, nothing else in flight.
-        repeatable = not (self.left or self.raw) and (
+        self.repeatable = not (self.left or self.raw) and (
             server is None or (server.replies.kind == _OWED_NONE and not server.answered)
         )
         if self.left:
@@ -135,75 +117,41 @@ class ClientSession(Borrower):
             kind = p[i]
             length = p[i + 1] << 24 | p[i + 2] << 16 | p[i + 3] << 8 | p[i + 4]
             end = i + 1 + length
-            if length < 4 or length > 0x7FFFFFFF or kind not in _KINDS:
+            if length < 4 or length > _LONGEST or kind not in _KINDS:
                 self._flush(data, start, i)
-                self._malformed(kind, length)
+                self._malformed(kind)
                 return
-            if self.skipping or (server is not None and server.skipping):
-                if kind not in (_SYNC, _TERMINATE):  # noqa: SIM102
-                    self._flush(data, start, i)
-                    i = end
-                    start = end
-                    continue
+            if (self.skipping or (server is not None and server.skipping)) and kind not in (_SYNC, _TERMINATE):
+                self._flush(data, start, i)
+                i = start = end
+                continue
             if end > n and kind != _COPY_DATA:
-                # It has to be seen whole, or at least its beginning.
-                if length <= _TEXT_BYTES and (kind in (_QUERY, _PARSE)):
-                    break
-                if kind == _BIND:
-                    if not _two_names(data, i + 5):
-                        if n - i > _HOLD_BYTES:
-                            self._malformed(kind, length)
-                            return
-                        break
-                elif kind == _FUNCTION:
-                    if n - i < 9:
-                        break
-                elif kind not in (_QUERY, _PARSE):
-                    if length > _HOLD_BYTES:
-                        self._malformed(kind, length)
-                        return
-                    break
-                repeatable = False
-            if server is None:
-                if kind in (_COPY_DATA, _COPY_DONE, _COPY_FAIL, _FLUSH):
-                    i = end  # outside of COPY a server ignores them
-                    start = end
-                    continue
-                if kind == _SYNC:
-                    self.skipping = False
-                    self.write(messages.READY_IDLE)
-                    i = end
-                    start = end
-                    continue
-                if kind == _TERMINATE:
-                    self.ending = True
-                    self.close()
+                seen = self._seen_enough(data, kind, i, length)
+                if seen < 0:
+                    self._flush(data, start, i)
+                    self._malformed(kind)
                     return
-                if kind == _CLOSE:
-                    if p[i + 5] == _STATEMENT:
-                        self._undefine_name(data[i + 6 : end - 1])
-                    self.write(messages.CLOSE_COMPLETE)
-                    i = end
-                    start = end
+                if seen == 0:
+                    break
+                self.repeatable = False
+            if kind == _TERMINATE:
+                self._flush(data, start, i)
+                self.ending = True
+                self.close()
+                return
+            if server is None:
+                if self._without_server(data, kind, i, end):
+                    i = start = end
                     continue
-                if kind == _PARSE and p[i + 5] and end <= n and self._parse_known(data, i + 5, end):
-                    i = end
-                    start = end
-                    continue
-                if self.declined is None:
-                    server = self.pool.borrow(self)
-                    if server is None and self.declined is None:
-                        self._hold(data[i:] if i else data)
-                        return
-                if self.declined is not None:
-                    self._decline(kind)
-                    i = end
-                    start = end
-                    continue
+                server = self.server
                 if self.holding:
                     self.held = data[i:] if i else data
                     return
-                repeatable = repeatable and i == 0
+                if server is None:
+                    self._decline(kind)
+                    i = start = end
+                    continue
+                self.repeatable = self.repeatable and i == 0
             if server.asked_at == 0.0:
                 server.asked_at = monotonic()
                 server.failed = False
@@ -211,171 +159,22 @@ class ClientSession(Borrower):
                 if server.status == _IDLE:
                     server.began_at = server.asked_at
             if self.raw:
-                if kind == _TERMINATE:
-                    self._flush(data, start, i)
-                    self.ending = True
-                    self.close()
-                    return
-                if not self._expect(server, kind):
-                    self._flush(data, start, i)
-                    start = end
-                i = end
-                continue
-            if kind == _QUERY:
-                if end > n and length > _TEXT_BYTES:
-                    reading = TOO_LONG
-                elif plain(data, i + 5, end - 1):
-                    reading = HARMLESS
-                else:
-                    reading = read(data[i + 5 : end - 1])
-                if reading is not HARMLESS:
-                    repeatable = False
-                    self._flush(data, start, i)
-                    start = i
-                    self._beware(server, reading)
-                self.unnamed = None
-                server.unnamed = None
-                server.replies.expect(_OWED_QUERY)
-                if self.clearing or self.touching:
-                    # What it leaves behind is the base of what comes next.
-                    self._flush(data, start, end)
-                    self._hold(data[end:])
-                    return
+                start = self._pass(server, data, kind, start, i, end)
+            elif kind == _QUERY:
+                start = self._query(server, data, start, i, end)
             elif kind == _PARSE:
-                j = i + 5
-                while j < n and j < end and p[j]:
-                    j += 1
-                if end > n:
-                    self._flush(data, start, i)
-                    start = i
-                    self.keep(server, "statement_too_long")
-                    server.replies.expect(_OWED_PARSE)
-                elif j == i + 5:
-                    self.unnamed = data[j + 1 : end]
-                    k = j + 1
-                    while k < end and p[k]:
-                        k += 1
-                    if plain(data, j + 1, k):
-                        self.unnamed_reading = HARMLESS
-                    else:
-                        self.unnamed_reading = read(data[j + 1 : k])
-                    server.unnamed = self.unnamed
-                    server.replies.expect(_OWED_PARSE)
-                else:
-                    repeatable = False
-                    self._flush(data, start, i)
-                    start = i
-                    if self._parse(server, data[i + 5 : j], data[j + 1 : end]):
-                        start = end
+                start = self._parse(server, data, start, i, end)
             elif kind == _BIND:
-                j = i + 5
-                while j < n and p[j]:
-                    j += 1
-                k = j + 1
-                while k < n and p[k]:
-                    k += 1
-                if k >= n or k >= end:
-                    self._flush(data, start, i)
-                    self._malformed(kind, length)
-                    return
-                name = data[j + 1 : k]
-                statement = None
-                if not name:
-                    reading = self.unnamed_reading
-                elif self.statements is not None:
-                    statement = self.statements.get(name)
-                    reading = HARMLESS if statement is None else statement.reading
-                else:
-                    reading = HARMLESS
-                if reading is not HARMLESS:
-                    repeatable = False
-                    self._flush(data, start, i)
-                    start = i
-                    if reading.touches:
-                        self.keep(server, self.pool.pin_reason(reading.touches))
-                    if reading.copies:
-                        if self.copy_portals is None:
-                            self.copy_portals = set()
-                        self.copy_portals.add(data[i + 5 : j])
-                elif self.copy_portals is not None:
-                    self.copy_portals.discard(data[i + 5 : j])
-                if not name:
-                    if server.unnamed is None or server.unnamed != self.unnamed:
-                        self._flush(data, start, i)
-                        start = i
-                        self._bring_unnamed(server)
-                elif not self.raw:
-                    there = server.known.get(statement)
-                    if there is None:
-                        self._flush(data, start, i)
-                        start = i
-                        there = self._bring(server, name, statement)
-                    if statement is not None:
-                        self.pool.tick += 1
-                        statement.used = self.pool.tick
-                    if there != name:
-                        self._flush(data, start, i)
-                        size = length - len(name) + len(there)
-                        server.write(messages.frame(b"B", size) + data[i + 5 : j + 1] + there)
-                        start = k
-                server.replies.expect(_OWED_BIND)
-            elif kind == _DESCRIBE:
-                if p[i + 5] != _STATEMENT:
-                    described = True
-                else:
-                    self._flush(data, start, i)
-                    start = i
-                    start = end if self._describe(server, data, i, end) else i
-                server.replies.expect(_OWED_DESCRIBE)
-            elif kind == _EXECUTE:
-                server.replies.expect(_OWED_EXECUTE)
-                if self.copy_portals is not None:
-                    j = data.find(b"\0", i + 5, end)
-                    if data[i + 5 : j] in self.copy_portals:
-                        # The server will ignore Sync while it reads CopyData, so nothing may go ahead.
-                        self._flush(data, start, end)
-                        server.write(messages.FLUSH)
-                        self.copy_asked = True
-                        self._hold(data[end:])
-                        return
-            elif kind == _SYNC:
-                if server.copying:
-                    self._flush(data, start, i)
-                    start = end
-                else:
-                    server.skipping = False
-                    server.replies.expect(_OWED_SYNC)
-            elif kind == _CLOSE:
-                if p[i + 5] == _STATEMENT:
-                    repeatable = False
-                    self._flush(data, start, i)
-                    start = end
-                    self._close_name(server, data[i + 6 : end - 1])
-                else:
-                    server.replies.expect(_OWED_CLOSE)
-            elif kind == _FLUSH:
-                if server.copying:
-                    self._flush(data, start, i)
-                    start = end
-            elif kind in (_COPY_DATA, _COPY_DONE, _COPY_FAIL):
-                repeatable = False
-                if server.replies.kind == _OWED_NONE:
-                    self._flush(data, start, i)
-                    start = end
-                elif kind != _COPY_DATA:
-                    server.copy_ended()
+                start = self._bind(server, data, start, i, end)
+            elif kind == _EXECUTE and self.copy_portals is not None:
+                start = self._execute(server, data, start, i, end)
             elif kind == _FUNCTION:
-                function = p[i + 5] << 24 | p[i + 6] << 16 | p[i + 7] << 8 | p[i + 8]
-                if function not in _LARGE_OBJECT_CALLS:
-                    self._flush(data, start, i)
-                    start = i
-                    self.keep(server, "function_call")
-                repeatable = False
-                server.replies.expect(_OWED_QUERY)
-            else:  # Terminate
-                self._flush(data, start, i)
-                self.ending = True
-                self.close()
+                start = self._function(server, data, start, i, end)
+            elif kind in (_DESCRIBE, _CLOSE) and p[i + 5] == _STATEMENT:
+                start = self._by_name(server, data, kind, start, i, end)
+            else:
+                start = self._pass(server, data, kind, start, i, end)
+            if self.holding or self.ending:
                 return
             i = end
         if i > n:
@@ -384,191 +183,225 @@ class ClientSession(Borrower):
             i = n
         elif i < n:
             self.part = data[i:] if i else data
-            repeatable = False
+            self.repeatable = False
         if server is not None:
             if start < i:
                 server.write(data if start == 0 and i == n else data[start:i])
-            if repeatable and not server.answered and server.status == _IDLE:
+            if self.repeatable and not server.answered and server.status == _IDLE:
                 server.batch = data
-                server.described = described and first == _BIND and kind == _SYNC
+                server.described = self.described and first == _BIND and kind == _SYNC
             elif i == n and self.left == 0 and server.replies.kind == _OWED_NONE:
                 self._maybe_release(server)
+
+    def _seen_enough(self, data: bytes, kind: int, i: int, length: int) -> int:
+        """Of a message that has not come in whole: 1 if it can go on as far as it is there, 0 if more must come
+        first, -1 if it is longer than such a message may be."""
+        if kind in (_QUERY, _PARSE):
+            return 0 if length <= _TEXT_BYTES else 1
+        if kind == _BIND:
+            if _two_names(data, i + 5):
+                return 1
+            return 0 if len(data) - i <= _HOLD_BYTES else -1
+        if kind == _FUNCTION:
+            return 1 if len(data) - i >= 9 else 0
+        return 0 if length <= _HOLD_BYTES else -1
+
+    def _without_server(self, data: bytes, kind: int, i: int, end: int) -> bool:
+        """A message while the client has no server connection. Whether it was dealt with here; if not, there is
+        a connection now, or the input is held, or `declined` says why not."""
+        if kind == _SYNC:
+            self.skipping = False
+            self.write(messages.READY_IDLE)
+            return True
+        if kind in (_COPY_DATA, _COPY_DONE, _COPY_FAIL, _FLUSH):
+            return True  # outside of COPY a server ignores them
+        if kind == _CLOSE:
+            if data[i + 5] == _STATEMENT:
+                self.undefine_name(data[i + 6 : end - 1])
+            self.write(messages.CLOSE_COMPLETE)
+            return True
+        if kind == _PARSE and end <= len(data) and data[i + 5] and self.parse_known(data, i + 5, end):
+            return True
+        if self.declined is None and self.pool.borrow(self) is None and self.declined is None:
+            self.holding = True
+        return False
+
+    def _query(self, server: ServerConnection, data: bytes, start: int, i: int, end: int) -> int:
+        reading = HARMLESS
+        if end > len(data):
+            self._flush(data, start, i)
+            start = i
+            self.keep(server, "statement_too_long")
+        elif not plain(data, i + 5, end - 1):
+            reading = read(data[i + 5 : end - 1])
+        if reading is not HARMLESS:
+            self.repeatable = False
+            self._flush(data, start, i)
+            start = i
+            self._beware(server, reading)
+        self.unnamed = None
+        server.unnamed = None
+        server.replies.expect(_OWED_QUERY)
+        if self.clearing or self.touching:
+            # What it leaves behind is the base of what comes next.
+            self._flush(data, start, end)
+            self._hold(data[end:])
+        return start
+
+    def _parse(self, server: ServerConnection, data: bytes, start: int, i: int, end: int) -> int:
+        p = data
+        n = len(data)
+        if end > n:
+            self._flush(data, start, i)
+            self.keep(server, "statement_too_long")
+            server.replies.expect(_OWED_PARSE)
+            return i
+        j = i + 5
+        while j < end and p[j]:
+            j += 1
+        k = j + 1
+        while k < end and p[k]:
+            k += 1
+        if k >= end:
+            self._flush(data, start, i)
+            self._malformed(_PARSE)
+            return i
+        if j == i + 5:
+            self.unnamed = data[j + 1 : end]
+            if plain(data, j + 1, k):
+                self.unnamed_reading = HARMLESS
+            else:
+                self.unnamed_reading = read(data[j + 1 : k])
+            server.unnamed = self.unnamed
+            server.replies.expect(_OWED_PARSE)
+            return start
+        self.repeatable = False
+        self._flush(data, start, i)
+        return end if self.parse_named(server, data[i + 5 : j], data[j + 1 : end]) else i
+
+    def _bind(self, server: ServerConnection, data: bytes, start: int, i: int, end: int) -> int:
+        p = data
+        n = len(data) if end > len(data) else end
+        j = i + 5
+        while j < n and p[j]:
+            j += 1
+        k = j + 1
+        while k < n and p[k]:
+            k += 1
+        if k >= n:
+            self._flush(data, start, i)
+            self._malformed(_BIND)
+            return i
+        statement = None
+        reading = HARMLESS
+        name = data[j + 1 : k]
+        if not name:
+            reading = self.unnamed_reading
+        elif self.statements is not None:
+            statement = self.statements.get(name)
+            if statement is not None:
+                reading = statement.reading
+        if reading is not HARMLESS:
+            self.repeatable = False
+            self._flush(data, start, i)
+            start = i
+            self._beware_bound(server, reading, data[i + 5 : j])
+        elif self.copy_portals is not None:
+            self.copy_portals.discard(data[i + 5 : j])
+        if self.raw:
+            pass  # it has its own names now
+        elif not name:
+            if server.unnamed is None or server.unnamed != self.unnamed:
+                self._flush(data, start, i)
+                start = i
+                self.bring_unnamed(server)
+        else:
+            there = server.known.get(statement) if statement is not None else None
+            if there is None:
+                self._flush(data, start, i)
+                start = i
+                there = self.bring(server, name, statement)
+            if statement is not None:
+                self.pool.tick += 1
+                statement.used = self.pool.tick
+            if there != name:
+                self._flush(data, start, i)
+                size = end - i - 1 - len(name) + len(there)
+                server.write(messages.frame(b"B", size) + data[i + 5 : j + 1] + there)
+                start = k
+        server.replies.expect(_OWED_BIND)
+        return start
+
+    def _execute(self, server: ServerConnection, data: bytes, start: int, i: int, end: int) -> int:
+        server.replies.expect(_OWED_EXECUTE)
+        if self.copy_portals is not None and data[i + 5 : data.find(b"\0", i + 5, end)] in self.copy_portals:
+            # The server will ignore Sync while it reads CopyData, so nothing may go ahead.
+            self._flush(data, start, end)
+            server.write(messages.FLUSH)
+            self.copy_asked = True
+            self._hold(data[end:])
+        return start
+
+    def _function(self, server: ServerConnection, data: bytes, start: int, i: int, end: int) -> int:
+        if int.from_bytes(data[i + 5 : i + 9], "big") not in _LARGE_OBJECT_CALLS:
+            self._flush(data, start, i)
+            start = i
+            self.keep(server, "function_call")
+        self.repeatable = False
+        server.replies.expect(_OWED_QUERY)
+        return start
+
+    def _by_name(self, server: ServerConnection, data: bytes, kind: int, start: int, i: int, end: int) -> int:
+        """Describe or Close of a prepared statement."""
+        self._flush(data, start, i)
+        name = data[i + 6 : end - 1]
+        if kind == _CLOSE:
+            self.repeatable = False
+            self.close_name(server, name)
+            return end
+        sent = self.describe(server, name)
+        server.replies.expect(_OWED_DESCRIBE)
+        return end if sent else i
+
+    def _pass(self, server: ServerConnection, data: bytes, kind: int, start: int, i: int, end: int) -> int:
+        """A message that goes on as it is, unless the server would ignore it."""
+        replies = server.replies
+        goes = True
+        if kind == _SYNC:
+            if server.copying:
+                goes = False
+            else:
+                server.skipping = False
+                replies.expect(_OWED_SYNC)
+        elif kind == _EXECUTE:
+            replies.expect(_OWED_EXECUTE)
+        elif kind == _DESCRIBE:
+            self.described = True
+            replies.expect(_OWED_DESCRIBE)
+        elif kind == _BIND:
+            replies.expect(_OWED_BIND)
+        elif kind == _PARSE:
+            replies.expect(_OWED_PARSE)
+        elif kind == _CLOSE:
+            replies.expect(_OWED_CLOSE)
+        elif kind in (_QUERY, _FUNCTION):
+            replies.expect(_OWED_QUERY)
+        elif kind == _FLUSH:
+            goes = not server.copying
+        else:  # of COPY
+            self.repeatable = False
+            goes = replies.kind != _OWED_NONE
+            if goes and kind != _COPY_DATA:
+                server.copy_ended()
+        if goes:
+            return start
+        self._flush(data, start, i)
+        return end
 
     def _flush(self, data: bytes, start: int, end: int) -> None:
         """Send on what needed no decision so far."""
         if start < end and self.server is not None:
             self.server.write(data[start:end])
-
-    def _expect(self, server: ServerConnection, kind: int) -> bool:
-        """The account of a message that goes on as it is. Whether it goes on at all."""
-        replies = server.replies
-        if kind in (_QUERY, _FUNCTION):
-            replies.expect(_OWED_QUERY)
-        elif kind == _SYNC:
-            if server.copying:
-                return False
-            server.skipping = False
-            replies.expect(_OWED_SYNC)
-        elif kind == _PARSE:
-            replies.expect(_OWED_PARSE)
-        elif kind == _BIND:
-            replies.expect(_OWED_BIND)
-        elif kind == _DESCRIBE:
-            replies.expect(_OWED_DESCRIBE)
-        elif kind == _EXECUTE:
-            replies.expect(_OWED_EXECUTE)
-        elif kind == _CLOSE:
-            replies.expect(_OWED_CLOSE)
-        elif kind == _FLUSH:
-            return not server.copying
-        elif replies.kind == _OWED_NONE:
-            return False
-        elif kind != _COPY_DATA:
-            server.copy_ended()
-        return True
-
-    # -- prepared statements ----------------------------------------------------------------------------------
-
-    def _parse(self, server: ServerConnection, name: bytes, tail: bytes) -> bool:
-        """Parse of a named statement. Whether what is to be sent was sent (or need not be)."""
-        if self.statements is None:
-            self.statements = {}
-        old = self.statements.get(name)
-        if old is not None:
-            # The server shall say 42P05, as it would to a client of its own.
-            there = server.known.get(old)
-            if there is None:
-                there = self._bring(server, name, old)
-            server.write(messages.parse(there, tail))
-            server.replies.add(Entry(_OWED_NAMED_PARSE))
-            return True
-        statement = self.pool.statement(self.settings, tail, read(tail[: tail.index(b"\0")]))
-        self.pool.tick += 1
-        statement.used = self.pool.tick
-        self.statements[name] = statement
-        there = server.known.get(statement)
-        if there is not None and server.status != 0x45:
-            entry = Entry(_OWED_SYNTHETIC, statement, name, messages.PARSE_COMPLETE)
-            if server.replies.kind == _OWED_NONE:
-                self.write(messages.PARSE_COMPLETE)
-            else:
-                server.replies.add(entry)
-            return True
-        if there is not None:
-            # In a failed transaction a Parse is refused: the server shall say so itself.
-            server.close_statement(statement, there)
-        there = self._name_there(server, name)
-        server.know(statement, there)
-        server.replies.add(Entry(_OWED_NAMED_PARSE, statement, name))
-        if there == name:
-            return False
-        server.write(messages.parse(there, tail))
-        return True
-
-    def _parse_known(self, data: bytes, at: int, end: int) -> bool:
-        """Parse, without a server connection, of what some server has parsed before: answered here.
-
-        A driver that prepares one client's statements while another one's transaction waits for it in the same
-        thread would stop both otherwise.
-        """
-        split = data.find(b"\0", at, end)
-        name = data[at:split]
-        if split < 0 or (self.statements is not None and name in self.statements):
-            return False
-        statement = self.pool.known(self.settings, data[split + 1 : end])
-        if statement is None:
-            return False
-        if self.statements is None:
-            self.statements = {}
-        self.statements[name] = statement
-        self.write(messages.PARSE_COMPLETE)
-        return True
-
-    def _name_there(self, server: ServerConnection, name: bytes) -> bytes:
-        """A name for one more statement, after making room for it."""
-        if len(server.known) >= self.pool.max_prepared:
-            oldest = None
-            for statement in server.known:
-                if oldest is None or statement.used < oldest.used:
-                    oldest = statement
-            if oldest is not None and oldest.used < server.lease_tick:
-                server.close_statement(oldest, server.known[oldest])
-        if name not in server.names:
-            return name
-        self.pool.tick += 1
-        return b"cenote_%x" % self.pool.tick
-
-    def _bring(self, server: ServerConnection, name: bytes, statement: Statement | None) -> bytes:
-        """Prepare on this server what the client prepared elsewhere; the name it has there."""
-        if statement is None:
-            # Nobody's statement may answer to this name: the server shall say 26000.
-            other = server.names.get(name)
-            if other is not None:
-                server.close_statement(other, name)
-            return name
-        there = self._name_there(server, name)
-        server.write(messages.parse(there, statement.tail))
-        server.know(statement, there)
-        server.replies.add(Entry(_OWED_OWN_PARSE, statement, there))
-        return there
-
-    def _bring_unnamed(self, server: ServerConnection) -> None:
-        """Give the server the client's unnamed statement, or none."""
-        if self.unnamed is None:
-            server.close_statement(None, b"")
-        else:
-            server.write(messages.parse(b"", self.unnamed))
-            server.replies.add(Entry(_OWED_OWN_PARSE))
-        server.unnamed = self.unnamed
-
-    def _describe(self, server: ServerConnection, data: bytes, i: int, end: int) -> bool:
-        """Describe of a statement. Whether it was sent here, under another name."""
-        name = data[i + 6 : end - 1]
-        if not name:
-            if server.unnamed is None or server.unnamed != self.unnamed:
-                self._bring_unnamed(server)
-            return False
-        statement = self.statements.get(name) if self.statements is not None else None
-        there = server.known.get(statement) if statement is not None else None
-        if there is None:
-            there = self._bring(server, name, statement)
-        if there == name:
-            return False
-        server.write(messages.message(b"D", b"S" + there + b"\0"))
-        return True
-
-    def _close_name(self, server: ServerConnection, name: bytes) -> None:
-        """Close of a statement: the client forgets it, the server keeps it for others."""
-        statement = self._undefine_name(name)
-        if not name:
-            server.unnamed = None
-        if server.replies.kind == _OWED_NONE:
-            self.write(messages.CLOSE_COMPLETE)
-        else:
-            server.replies.add(Entry(_OWED_SYNTHETIC_CLOSE, statement, name, messages.CLOSE_COMPLETE))
-
-    def _undefine_name(self, name: bytes) -> Statement | None:
-        if not name:
-            self.unnamed = None
-            return None
-        return self.statements.pop(name, None) if self.statements is not None else None
-
-    def define(self, name: bytes, statement: Statement | None) -> None:
-        """The server discarded the Close of this statement."""
-        if statement is not None:
-            if self.statements is None:
-                self.statements = {}
-            self.statements[name] = statement
-
-    def forget_statements(self) -> None:
-        """It has dropped all its prepared statements."""
-        self.statements = None
-        self.unnamed = None
-
-    def undefine(self, name: bytes, statement: Statement | None) -> None:
-        """The server discarded the Parse of this statement."""
-        if self.statements is not None and statement is not None and self.statements.get(name) is statement:
-            del self.statements[name]
 
     # -- session state ----------------------------------------------------------------------------------------
 
@@ -586,23 +419,22 @@ class ClientSession(Borrower):
         else:
             self.keep(server, self.pool.pin_reason(touches))
 
+    def _beware_bound(self, server: ServerConnection, reading: Reading, portal: bytes) -> None:
+        """A statement that is more than harmless is about to be bound."""
+        if reading.touches:
+            self.keep(server, self.pool.pin_reason(reading.touches))
+        if reading.copies:
+            if self.copy_portals is None:
+                self.copy_portals = set()
+            self.copy_portals.add(portal)
+
     def keep(self, server: ServerConnection, reason: str) -> None:
         """Keep this server connection until the client ends. From now on its names are the client's own."""
         if self.pin:
             return
         self.pin = reason
         self.pool.pinned_by(self, reason)
-        mine = self.statements or {}
-        for name, statement in list(server.names.items()):
-            if mine.get(name) is not statement:
-                server.close_statement(statement, name)
-        for name, statement in mine.items():
-            if server.known.get(statement) != name:
-                server.write(messages.parse(name, statement.tail))
-                server.know(statement, name)
-                server.replies.add(Entry(_OWED_OWN_PARSE, statement, name))
-        if self.unnamed is not None and server.unnamed != self.unnamed:
-            self._bring_unnamed(server)
+        self.take_names(server)
         self.raw = True
 
     # -- a server connection comes and goes -------------------------------------------------------------------
@@ -760,8 +592,8 @@ class ClientSession(Borrower):
             self.write(messages.error("FATAL", sqlstate, text))
             self.close()
 
-    def _malformed(self, kind: int, length: int) -> None:
-        error = ProtocolError(f"a client sent a message of type {chr(kind)!r} and length {length}")
+    def _malformed(self, kind: int) -> None:
+        error = ProtocolError(f"a client sent a malformed message of type {chr(kind)!r}")
         self.daemon.malformed(self, error)
         if kind in _KINDS:
             self.fail("08P01", "invalid message length")

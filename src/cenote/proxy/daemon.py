@@ -72,6 +72,7 @@ class Daemon:
         self._executor = ThreadPoolExecutor(2, "cenote-keys")
         self._keys = KeyCache(self._executor)
         self.tunnels = Tunnels(self._keys)
+        self._left = asyncio.Event()  # somebody has left
         self._sweeper: asyncio.TimerHandle | None = None
         self._stop_metrics: Callable[[], None] | None = None
         self._pids = secrets.randbelow(1 << 20) + 1
@@ -91,7 +92,7 @@ class Daemon:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         context: ssl.SSLContext | None = None
         if listen.tls_cert is not None and listen.tls_mode != "disable":
-            context = server_context(listen.tls_cert, listen.tls_key)
+            context = server_context(listen.tls_cert, listen.tls_key or listen.tls_cert)
         self.gate = Gate(self.config, context, self._keys)
         backlog = _somaxconn()
         self.started = monotonic()
@@ -164,13 +165,10 @@ class Daemon:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.sleep(0)
-        deadline = monotonic() + 1.0
-        while (self.clients or self.arriving) and monotonic() < deadline:
-            await asyncio.sleep(0.005)
+        await self._emptied(1.0)
         for client in [*self.clients.values(), *self.arriving]:
             client.abort()
-        while self.clients or self.arriving:
-            await asyncio.sleep(0.005)
+        await self._emptied(1.0)
         now = monotonic()
         for pool in self.pools:
             pool.machine.close(now)
@@ -188,6 +186,14 @@ class Daemon:
             with contextlib.suppress(Exception):
                 await server.wait_closed()
         log.info("stopped")
+
+    async def _emptied(self, timeout: float) -> None:
+        """Wait until no client is left, but not for long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self.clients or self.arriving:
+                    self._left.clear()
+                    await self._left.wait()
 
     # -- pools ------------------------------------------------------------------------------------------------
 
@@ -229,6 +235,7 @@ class Daemon:
     def departed(self, client: ClientSession) -> None:
         """A client's connection has ended."""
         self.arriving.discard(client)
+        self._left.set()
         if self.clients.pop(client.pid, None) is not None and client.pool is not None:
             pool = client.pool
             pool.clients -= 1

@@ -41,8 +41,6 @@ class Reading:
 
 
 HARMLESS = Reading(0, False, 0, 0)
-#: Too long to be looked at, so it cannot be told.
-TOO_LONG = Reading(touch.UNKNOWN, True, 0, 0)
 
 
 def read(text: bytes) -> Reading:

@@ -1,0 +1,226 @@
+"""What the console and the metrics read of the daemon, in one place: sessions and pools change, their readers do not.
+
+Nothing here changes anything. `Moment` is taken on the event loop, so that its figures fit together, and is cheap
+to take; what costs something for each client is done by whoever has the moment, on any thread.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+from cenote.core.histogram import Histogram
+from cenote.core.stats import Distribution, PoolStats, snapshot
+
+#: What a client can be doing.
+CLIENT_STATES = ("login", "idle", "waiting", "active", "in_transaction", "closing", "console", "replication")
+_IDLE = 0x49
+
+
+@dataclass(frozen=True, slots=True)
+class PoolFigures:
+    """One pool: what the machine knows (`stats`), and what only the proxy counts.
+
+    bytes_from_clients, bytes_to_clients: of clients that have left; `Moment.traffic` has all
+    """
+
+    name: str
+    database: str
+    user: str
+    mode: str
+    stats: PoolStats
+    oldest_wait_s: float
+    clients: int
+    pinned: int
+    pins: dict[str, int]
+    transactions: int
+    queries: int
+    errors: int
+    bytes_from_clients: int
+    bytes_to_clients: int
+    recovered_plans: int
+    replays: int
+    transaction: Distribution
+    query: Distribution
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The daemon at one moment."""
+
+    pools: list[PoolFigures]
+    clients: list[Any]
+    max_clients: int
+    login: Distribution
+    login_failures: dict[str, int]
+    cancels: dict[str, int]
+
+    def traffic(self) -> dict[str, tuple[int, int]]:
+        """Bytes from and to the clients of each pool, those that are still there included. O(clients)"""
+        total = {pool.name: [pool.bytes_from_clients, pool.bytes_to_clients] for pool in self.pools}
+        for client in self.clients:
+            if client.pool is not None:
+                sums = total.get(client.pool.name)
+                if sums is not None:
+                    sums[0] += client.bytes_in
+                    sums[1] += client.bytes_out
+        return {name: (sums[0], sums[1]) for name, sums in total.items()}
+
+    def client_states(self) -> dict[str, int]:
+        """How many clients are in each state. O(clients)"""
+        counted = Counter(map(client_state, self.clients))
+        return {state: counted[state] for state in CLIENT_STATES}
+
+
+def moment(daemon: Any) -> Moment:
+    """The daemon now. On the event loop; O(pools), and one copy of the list of clients."""
+    now = monotonic()
+    return Moment(
+        pools=[pool_figures(pool, now) for pool in daemon.pools],
+        clients=all_clients(daemon),
+        max_clients=daemon.config.listen.max_clients,
+        login=Distribution.of(daemon.logins),
+        login_failures=dict(daemon.login_failures),
+        cancels=dict(daemon.cancels),
+    )
+
+
+def pool_figures(pool: Any, now: float) -> PoolFigures:
+    """The figures of one pool."""
+    query_s: Histogram = pool.query_s
+    waiting = pool.machine.waiting
+    return PoolFigures(
+        name=pool.name,
+        database=pool.database,
+        user=pool.user,
+        mode=pool.mode,
+        stats=snapshot(pool.name, pool.machine, query_s.sum_s),
+        oldest_wait_s=max(0.0, now - waiting.first.since) if waiting.size else 0.0,
+        clients=pool.clients,
+        pinned=pool.pinned,
+        pins={str(reason): number for reason, number in pool.pins.items()},
+        transactions=pool.transactions,
+        queries=pool.queries,
+        errors=pool.errors,
+        bytes_from_clients=pool.bytes_from_clients,
+        bytes_to_clients=pool.bytes_to_clients,
+        recovered_plans=pool.recovered_plans,
+        replays=pool.replays,
+        transaction=Distribution.of(pool.transaction_s),
+        query=Distribution.of(query_s),
+    )
+
+
+def all_clients(daemon: Any) -> list[Any]:
+    """Everybody who is connected, those that log in included."""
+    return [*daemon.clients.values(), *daemon.arriving]
+
+
+# -- clients ------------------------------------------------------------------------------------------------
+
+
+def client_state(client: Any) -> str:
+    """One of CLIENT_STATES."""
+    if client.lost or client.ending:
+        return "closing"
+    if not client.pid:
+        return "login"
+    if client.waiter is not None:
+        return "waiting"
+    server = client.server
+    if server is not None:
+        if server.replies.kind or server.asked_at:
+            return "active"
+        return "idle" if server.status == _IDLE else "in_transaction"
+    if client.pool is None:
+        return "replication" if client.login.replication else "console"
+    return "idle"
+
+
+def client_state_s(client: Any, now: float) -> float | None:
+    """For how long it has been in that state; None: nobody has looked at the clock when it began."""
+    state = client_state(client)
+    waiter, server = client.waiter, client.server
+    if state == "waiting" and waiter is not None:
+        return now - float(waiter.since)
+    if state == "active" and server is not None and server.asked_at:
+        return now - float(server.asked_at)
+    if state in ("in_transaction", "login"):
+        return now - float(client.since)
+    if state in ("console", "replication"):
+        return now - float(client.connected)
+    return None
+
+
+def waited_s(client: Any, now: float) -> float | None:
+    """How long a client has stood in line; None: it does not."""
+    waiter = client.waiter
+    return None if waiter is None else now - float(waiter.since)
+
+
+def login_field(client: Any, name: str) -> str:
+    """A field of how it logged in; "" while it has not."""
+    login = getattr(client, "login", None)
+    return "" if login is None else str(getattr(login, name) or "")
+
+
+def tls_version(peer: Any) -> str:
+    """The version of TLS of this connection; "" if it is not encrypted."""
+    return "" if peer.tls is None else str(peer.tls.version or "")
+
+
+def backend_pid(client: Any) -> int | None:
+    """The process of the server connection it has."""
+    server = client.server
+    return None if server is None else int(server.backend_pid)
+
+
+# -- servers ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ServerRow:
+    """A slot of a pool, and its connection once it is open."""
+
+    pool: Any
+    slot: Any
+    server: Any
+
+    @property
+    def client(self) -> Any:
+        """Who has it, or None."""
+        return None if self.server is None else self.server.client
+
+
+def server_rows(daemon: Any) -> list[ServerRow]:
+    """All server connections, those that are being opened first. O(servers)"""
+    rows = []
+    for pool in daemon.pools:
+        rows += [ServerRow(pool, slot, None) for slot in pool.machine.connecting]
+        rows += [ServerRow(pool, server.slot, server) for server in pool.servers if server.slot is not None]
+    return rows
+
+
+def server_address(server: Any) -> str:
+    """Where it goes: host:port, or the path of a Unix socket."""
+    endpoint = server.endpoint
+    if endpoint is None:
+        return ""
+    to = endpoint.sockaddr
+    if isinstance(to, str):
+        return to
+    return f"[{to[0]}]:{to[1]}" if ":" in str(to[0]) else f"{to[0]}:{to[1]}"
+
+
+def transaction_s(server: Any, now: float) -> float | None:
+    """How old the transaction is that is open on it; None: none is."""
+    if server.client is None or (server.status == _IDLE and not server.asked_at):
+        return None
+    return now - float(server.began_at)
+
+
+def query_s(server: Any, now: float) -> float | None:
+    """For how long the request under way has run; None: none is."""
+    return now - float(server.asked_at) if server.asked_at and server.client is not None else None
