@@ -84,3 +84,10 @@ def tls_files(tmp_path_factory: pytest.TempPathFactory) -> TLSFiles:
 def tls_listen(tls_files: TLSFiles) -> dict[str, str]:
     """What to add to `listen` for a proxy that speaks TLS."""
     return {"tls_cert": str(tls_files.server_certificate), "tls_key": str(tls_files.server_key)}
+
+
+@pytest.fixture
+def gate(admin: Admin) -> Callable[[], Any]:
+    """`GATE` waits until the test opens it."""
+    admin.rows("SELECT pg_advisory_lock(20061)")
+    return lambda: admin.rows("SELECT pg_advisory_unlock(20061)")

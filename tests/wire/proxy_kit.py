@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import secrets
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
@@ -13,24 +14,40 @@ from typing import Any
 import uvloop
 
 from cenote.testing.postgres import wait_until
-from cenote.testing.wire import Address, Message, RawClient, Step, login_trace, normalised, play
+from cenote.testing.scripted_server import ServerEnd
+from cenote.testing.wire import Address, Message, RawClient, Step, kinds, login_trace, normalised, play, value
 from cenote.wire import messages
 from pool_kit import Admin, until
 
 __all__ = [
+    "BIND",
     "DEADLINE_S",
+    "EXECUTE",
+    "GATE",
+    "PARSE",
+    "SLEEP",
     "Admin",
     "Differential",
     "RunningProxy",
     "config_for",
+    "finishes_anyway",
     "logged_in",
     "not_running",
     "running",
     "until",
     "wire",
+    "works",
 ]
 
 DEADLINE_S = 60.0  # one whole test
+
+SLEEP = "SELECT pg_sleep(60)"
+GATE = "SELECT pg_advisory_xact_lock(20061)"  # waits until the fixture `gate` opens it
+
+# One batch of the extended protocol, but for its Sync: it answers "12DC".
+PARSE = messages.parse(b"", b"SELECT 7\0\0\0")
+BIND = messages.message(b"B", bytes(8))
+EXECUTE = messages.message(b"E", bytes(5))
 
 
 def wire(body: Callable[..., Awaitable[None]]) -> Callable[..., None]:
@@ -62,6 +79,22 @@ async def not_running(admin: Admin, sql: str) -> None:
     """Wait until no backend runs this text."""
     find = "SELECT pid FROM pg_stat_activity WHERE query = %s AND state = 'active' AND pid <> pg_backend_pid()"
     await until(lambda: not admin.rows(find, (sql,)), f"{sql!r} runs no more")
+
+
+async def works(client: RawClient) -> None:
+    """The session is usable and nobody else's answer is under way."""
+    token = secrets.token_hex(4)
+    answer = await client.query(f"SELECT '{token}'")
+    assert kinds(answer) == "TDCZ"
+    assert value(answer) == token
+
+
+async def finishes_anyway(session: ServerEnd) -> None:
+    """The cancel comes too late for the first query."""
+    await session.expect("Q")
+    await session.cancelled.wait()
+    session.answer("finished")
+    await session.serve()
 
 
 class RunningProxy:

@@ -1,33 +1,13 @@
 """Group E, cancel: it hits the query it was meant for, or nothing."""
 
 import asyncio
-import secrets
 
 import pytest
-from proxy_kit import Admin, RunningProxy, running, until, wire
+from proxy_kit import GATE, SLEEP, Admin, RunningProxy, finishes_anyway, running, until, wire, works
 
 from cenote.testing.scripted_server import ScriptedServer, ServerEnd
 from cenote.testing.wire import RawClient, error, kinds, send_cancel, value
 from cenote.wire import messages
-
-SLEEP = "SELECT pg_sleep(60)"
-GATE = "SELECT pg_advisory_xact_lock(20061)"
-
-
-async def works(client: RawClient) -> None:
-    """The session is usable and nobody else's answer is under way."""
-    token = secrets.token_hex(4)
-    answer = await client.query(f"SELECT '{token}'")
-    assert kinds(answer) == "TDCZ"
-    assert value(answer) == token
-
-
-@pytest.fixture
-def gate(admin):
-    """`GATE` waits until the test opens it."""
-    admin.rows("SELECT pg_advisory_lock(20061)")
-    return lambda: admin.rows("SELECT pg_advisory_unlock(20061)")
-
 
 # -- E1, E2, E3: nothing to hit ------------------------------------------------------------------------------
 
@@ -144,14 +124,6 @@ async def test_E4_a_cancel_ends_the_query_and_nothing_else(each_proxy, version):
                 await works(client)
     finally:
         admin.conn.close()
-
-
-async def finishes_anyway(session: ServerEnd) -> None:
-    """The cancel comes too late for the first query."""
-    await session.expect("Q")
-    await session.cancelled.wait()
-    session.answer("finished")
-    await session.serve()
 
 
 @wire

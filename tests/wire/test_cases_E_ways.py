@@ -5,37 +5,11 @@ import secrets
 import ssl
 
 import pytest
-from proxy_kit import not_running, running, until, wire
+from proxy_kit import GATE, SLEEP, finishes_anyway, not_running, running, until, wire, works
 
 from cenote.testing.scripted_server import ScriptedServer, ServerEnd
 from cenote.testing.wire import Address, RawClient, error, kinds, send_cancel, value
 from cenote.wire import messages
-
-SLEEP = "SELECT pg_sleep(60)"
-GATE = "SELECT pg_advisory_xact_lock(20061)"
-
-
-async def works(client: RawClient) -> None:
-    """The session is usable and nobody else's answer is under way."""
-    token = secrets.token_hex(4)
-    answer = await client.query(f"SELECT '{token}'")
-    assert kinds(answer) == "TDCZ"
-    assert value(answer) == token
-
-
-@pytest.fixture
-def gate(admin):
-    """`GATE` waits until the test opens it."""
-    admin.rows("SELECT pg_advisory_lock(20061)")
-    return lambda: admin.rows("SELECT pg_advisory_unlock(20061)")
-
-
-async def finishes_anyway(session: ServerEnd) -> None:
-    """The cancel comes too late for the first query."""
-    await session.expect("Q")
-    await session.cancelled.wait()
-    session.answer("finished")
-    await session.serve()
 
 
 @pytest.mark.parametrize("transport", ["plain", "postgres", "direct", "unix"])

@@ -3,22 +3,15 @@
 import asyncio
 
 import pytest
-from proxy_kit import RunningProxy, not_running, running, until, wire
+from proxy_kit import BIND, EXECUTE, PARSE, SLEEP, RunningProxy, not_running, running, until, wire
 
 from cenote.embedded import Postgres
 from cenote.testing.scripted_server import ScriptedServer, ServerEnd
 from cenote.testing.wire import END, RawClient, error, kinds, value
 from cenote.wire import messages
 
-SLEEP = "SELECT pg_sleep(60)"
 ENDS = ("terminate", "close", "reset")
 PID = "SELECT pg_backend_pid()"
-
-TEXTS = ("SELECT 1", "SELECT 1/0", "BEGIN", "ROLLBACK", "SET work_mem = 99")
-
-PARSE = messages.parse(b"", b"SELECT 7\0\0\0")
-BIND = messages.message(b"B", bytes(8))
-EXECUTE = messages.message(b"E", bytes(5))
 
 
 async def pid_of(client: RawClient) -> str | None:

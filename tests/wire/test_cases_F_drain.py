@@ -4,16 +4,11 @@ import asyncio
 import logging
 
 import pytest
-from proxy_kit import RunningProxy, not_running, running, until, wire
+from proxy_kit import BIND, EXECUTE, PARSE, SLEEP, RunningProxy, not_running, running, until, wire
 
 from cenote.testing.scripted_server import ScriptedServer, ServerEnd
 from cenote.testing.wire import LoginRefused, RawClient, error, errors, kinds, value
 from cenote.wire import messages
-
-SLEEP = "SELECT pg_sleep(60)"
-PARSE = messages.parse(b"", b"SELECT 7\0\0\0")
-BIND = messages.message(b"B", bytes(8))
-EXECUTE = messages.message(b"E", bytes(5))
 
 
 @pytest.fixture

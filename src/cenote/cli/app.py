@@ -7,8 +7,10 @@ import typer
 
 from cenote._build import is_compiled
 from cenote._version import __version__
+from cenote.cli.check_config import check_config
 from cenote.cli.demo import demo
 from cenote.cli.options import options
+from cenote.cli.serve import serve
 
 _HELP = """A connection pool for PostgreSQL.
 
@@ -23,6 +25,10 @@ In a program:
 
     pool.fetch_value("SELECT 1")
 
+For any driver in any language, as a daemon before the server (without a URL: a private server to try it):
+
+    cenote serve postgresql://...
+
 See what that changes, on a private server, in under a minute:
 
     cenote demo
@@ -35,6 +41,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(serve)
+app.command("check-config")(check_config)
 app.command()(demo)
 app.command()(options)
 

@@ -7,6 +7,7 @@ No traceback for what was foreseen; a bug still shows its own.
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import typer
 
@@ -31,3 +32,15 @@ def plain_endings() -> Iterator[None]:
     except KeyboardInterrupt:
         print("cenote: interrupted", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def need_proxy() -> None:
+    """Return when the packages of the extra `proxy` are there.
+
+    :raises MissingDependency: naming those that are not.
+    """
+    missing = [name for name in ("pydantic", "psycopg", "prometheus_client") if find_spec(name) is None]
+    if missing:
+        raise MissingDependency(
+            f'the daemon needs {", ".join(missing)}, not installed here: pip install "cenote[proxy]"'
+        )

@@ -1,4 +1,4 @@
-"""A pool's figures at one moment. They are the machine's, so the core has them; this is where a pool's user looks."""
+"""A pool's figures at one moment: the core has them, since the proxy shows the same; a pool's users look here."""
 
 from cenote.core.stats import Distribution, PoolStats, as_dict, snapshot
 

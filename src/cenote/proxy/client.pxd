@@ -6,11 +6,11 @@ from cenote.proxy.server cimport ServerConnection
 from cenote.sql.plain cimport plain
 
 cdef int _QUERY, _PARSE, _BIND, _DESCRIBE, _CLOSE, _EXECUTE, _SYNC, _FLUSH, _FUNCTION, _TERMINATE
-cdef int _COPY_DATA, _COPY_DONE, _COPY_FAIL, _STATEMENT, _IDLE, _PREPARED
+cdef int _COPY_DATA, _COPY_DONE, _COPY_FAIL, _STATEMENT, _IDLE, _PREPARED, _SEQUENCE
 cdef long _TEXT_BYTES, _HOLD_BYTES, _HELD_BYTES, _LONGEST
 
 cdef int _OWED_NONE, _OWED_QUERY, _OWED_SYNC, _OWED_PARSE, _OWED_BIND, _OWED_DESCRIBE, _OWED_EXECUTE
-cdef int _OWED_CLOSE
+cdef int _OWED_CLOSE, _OWED_UNNAMED_PARSE
 
 cdef class ClientSession(Named):
     cdef public object daemon
@@ -32,6 +32,7 @@ cdef class ClientSession(Named):
     @cython.locals(p="const unsigned char*", n=Py_ssize_t, i=Py_ssize_t, start=Py_ssize_t, end=Py_ssize_t,
                    length=long, kind=int, first=int, seen=int, server=ServerConnection)
     cpdef scan(self, bytes data)
+    cdef _goodbye(self, ServerConnection server)
     cdef int _seen_enough(self, bytes data, int kind, Py_ssize_t i, long length) except -2
     cdef bint _without_server(self, bytes data, int kind, Py_ssize_t i, Py_ssize_t end) except -1
     @cython.locals(reading=Reading)
@@ -57,6 +58,7 @@ cdef class ClientSession(Named):
     cdef _flush(self, bytes data, Py_ssize_t start, Py_ssize_t end)
     @cython.locals(touches=int)
     cdef _beware(self, ServerConnection server, Reading reading)
+    cdef _fresh_sequences(self, ServerConnection server, Reading reading)
     cdef _beware_bound(self, ServerConnection server, Reading reading, bytes portal)
     cdef _hold(self, bytes data)
     cpdef refuse(self, bytes error)

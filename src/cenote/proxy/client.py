@@ -16,7 +16,7 @@ from typing import Any
 from cenote.errors import ProtocolError
 from cenote.proxy.naming import Named
 from cenote.proxy.prepared import HARMLESS, Reading, read
-from cenote.proxy.replies import BIND, CLOSE, DESCRIBE, EXECUTE, NONE, PARSE, QUERY, SYNC
+from cenote.proxy.replies import BIND, CLOSE, DESCRIBE, EXECUTE, NONE, PARSE, QUERY, SYNC, UNNAMED_PARSE, Entry
 from cenote.proxy.server import ServerConnection
 from cenote.sql import touch
 from cenote.sql.plain import plain
@@ -24,7 +24,7 @@ from cenote.wire import messages
 
 # The same as C sees them.
 _OWED_NONE, _OWED_QUERY, _OWED_SYNC, _OWED_PARSE, _OWED_BIND = NONE, QUERY, SYNC, PARSE, BIND
-_OWED_DESCRIBE, _OWED_EXECUTE, _OWED_CLOSE = DESCRIBE, EXECUTE, CLOSE
+_OWED_DESCRIBE, _OWED_EXECUTE, _OWED_CLOSE, _OWED_UNNAMED_PARSE = DESCRIBE, EXECUTE, CLOSE, UNNAMED_PARSE
 
 # Types of messages, as numbers: the scan compares bytes.
 _QUERY, _PARSE, _BIND, _DESCRIBE, _CLOSE, _EXECUTE = 0x51, 0x50, 0x42, 0x44, 0x43, 0x45  # Q P B D C E
@@ -33,7 +33,7 @@ _COPY_DATA, _COPY_DONE, _COPY_FAIL = 0x64, 0x63, 0x66  # d c f
 _KINDS = b"QPBDCESHFXdcf"
 _STATEMENT = 0x53  # S, in Describe and Close
 _IDLE = 0x49
-_PREPARED = touch.PREPARED
+_PREPARED, _SEQUENCE = touch.PREPARED, touch.SEQUENCE
 
 # A text is read up to this length; longer ones are streamed and cannot be told.
 _TEXT_BYTES = 1_048_576
@@ -136,8 +136,7 @@ class ClientSession(Named):
                 self.repeatable = False
             if kind == _TERMINATE:
                 self._flush(data, start, i)
-                self.ending = True
-                self.close()
+                self._goodbye(server)
                 return
             if server is None:
                 if self._without_server(data, kind, i, end):
@@ -193,6 +192,14 @@ class ClientSession(Named):
             elif i == n and self.left == 0 and server.replies.kind == _OWED_NONE:
                 self._maybe_release(server)
 
+    def _goodbye(self, server: ServerConnection | None) -> None:
+        """Terminate, in its turn: what was asked before it is done and answered first."""
+        self.polite = True
+        self.holding = True
+        if server is None or server.replies.kind == _OWED_NONE or server.replies.open:
+            self.ending = True
+            self.close()
+
     def _seen_enough(self, data: bytes, kind: int, i: int, length: int) -> int:
         """Of a message that has not come in whole: 1 if it can go on as far as it is there, 0 if more must come
         first, -1 if it is longer than such a message may be."""
@@ -239,7 +246,8 @@ class ClientSession(Named):
             self._flush(data, start, i)
             start = i
             self._beware(server, reading)
-        self.unnamed = None
+        if not server.replies.open:  # else it may yet be discarded
+            self.unnamed = None
         server.unnamed = None
         server.replies.expect(_OWED_QUERY)
         if self.clearing or self.touching:
@@ -267,13 +275,22 @@ class ClientSession(Named):
             self._malformed(_PARSE)
             return i
         if j == i + 5:
+            before = self.unnamed
             self.unnamed = data[j + 1 : end]
             if plain(data, j + 1, k):
                 self.unnamed_reading = HARMLESS
             else:
                 self.unnamed_reading = read(data[j + 1 : k])
+                self._flush(data, start, i)
+                start = i
+                self._fresh_sequences(server, self.unnamed_reading)
             server.unnamed = self.unnamed
-            server.replies.expect(_OWED_PARSE)
+            if server.replies.kind == _OWED_NONE:
+                server.replies.expect(_OWED_PARSE)
+            else:
+                entry = Entry(_OWED_UNNAMED_PARSE, None, self.unnamed)
+                entry.before = before
+                server.replies.add(entry)
             return start
         self.repeatable = False
         self._flush(data, start, i)
@@ -407,6 +424,7 @@ class ClientSession(Named):
 
     def _beware(self, server: ServerConnection, reading: Reading) -> None:
         """A text that is more than harmless is about to run."""
+        self._fresh_sequences(server, reading)
         touches = reading.touches
         if not touches:
             return
@@ -419,8 +437,15 @@ class ClientSession(Named):
         else:
             self.keep(server, self.pool.pin_reason(touches))
 
+    def _fresh_sequences(self, server: ServerConnection, reading: Reading) -> None:
+        """What reads `currval` or `lastval` shall fail rather than hear of another client's sequences."""
+        if reading.reads & _SEQUENCE and server.status == _IDLE and server.replies.kind == _OWED_NONE:
+            if not (self.raw or server.replies.open):
+                server.inject(b"DISCARD SEQUENCES", None)
+
     def _beware_bound(self, server: ServerConnection, reading: Reading, portal: bytes) -> None:
         """A statement that is more than harmless is about to be bound."""
+        self._fresh_sequences(server, reading)
         if reading.touches:
             self.keep(server, self.pool.pin_reason(reading.touches))
         if reading.copies:
@@ -485,6 +510,10 @@ class ClientSession(Named):
 
     def answered(self, server: ServerConnection) -> None:
         """The server owes nothing, and is in the transaction status it says."""
+        if self.polite:
+            self.ending = True
+            self.close()
+            return
         if self.clearing:
             clearing = self.clearing
             self.clearing = 0

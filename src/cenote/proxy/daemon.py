@@ -57,7 +57,7 @@ class Daemon:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.clients: dict[int, ClientSession] = {}
-        self.arriving: set[ClientSession] = set()
+        self.arriving: dict[ClientSession, asyncio.Task[Any]] = {}
         self.pools: list[ProxyPool] = []
         self.addresses: list[str] = []
         self.port = 0
@@ -171,6 +171,7 @@ class Daemon:
         await self._emptied(1.0)
         now = monotonic()
         for pool in self.pools:
+            pool.works.stop()
             pool.machine.close(now)
             pool.perform()
         with contextlib.suppress(TimeoutError):
@@ -224,17 +225,19 @@ class Daemon:
         transport.set_write_buffer_limits(high=_HIGH_WATER, low=_HIGH_WATER // 4)
         peer = transport.get_extra_info("peername")
         client.address = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) and len(peer) >= 2 else "unix"
-        self.arriving.add(client)
-        self._spawn(self._admit(client))
+        self.arriving[client] = self._spawn(self._admit(client))
 
-    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def departed(self, client: ClientSession) -> None:
         """A client's connection has ended."""
-        self.arriving.discard(client)
+        admitting = self.arriving.pop(client, None)
+        if admitting is not None:
+            admitting.cancel()  # it may stand in line
         self._left.set()
         if self.clients.pop(client.pid, None) is not None and client.pool is not None:
             pool = client.pool
@@ -250,7 +253,9 @@ class Daemon:
             async with asyncio.timeout(self.config.listen.login_timeout):
                 who = await login(client, self.gate)
                 if isinstance(who, Cancel):
-                    self.cancel(who.pid, who.secret)
+                    under_way = self.cancel(who.pid, who.secret)
+                    if under_way is not None:
+                        await asyncio.wait((under_way,))  # when this connection ends, it has been delivered
                 elif isinstance(who, Login):
                     client.login = who
                     if not self._refused(client) and who.replication is None:
@@ -279,7 +284,7 @@ class Daemon:
             log.error("login_failed", client=client.address, error=str(error), exc_info=error)
             client.fail("XX000", "cenote: log-in failed inside the pooler; its log has the details")
         finally:
-            self.arriving.discard(client)
+            self.arriving.pop(client, None)
             if client.pid == 0 and not (isinstance(who, Login) and who.replication):
                 client.close()
         if isinstance(who, Login) and who.replication is not None and not client.ending:
@@ -332,7 +337,7 @@ class Daemon:
         self._pids = self._pids % 0x7FFFFFFF + 1
         client.secret = secrets.token_bytes(32 if client.login.version >= messages.PROTOCOL_3_2 else 4)
         self.clients[client.pid] = client
-        self.arriving.discard(client)
+        self.arriving.pop(client, None)
 
     def _begin(self, client: ClientSession) -> None:
         """From here on the session reads for itself."""
@@ -370,8 +375,11 @@ class Daemon:
 
     # -- cancels ----------------------------------------------------------------------------------------------
 
-    def cancel(self, pid: int, secret: bytes) -> None:
-        """A CancelRequest: it can only hit what this very client is running, or waits for."""
+    def cancel(self, pid: int, secret: bytes) -> asyncio.Task[Any] | None:
+        """A CancelRequest: it can only hit what this very client is running, or waits for.
+
+        Returns the task that passes it on, if there is one to wait for.
+        """
         client = self.clients.get(pid)
         if client is None or not hmac.compare_digest(client.secret, secret):
             self.count_cancel("unknown")
@@ -381,11 +389,12 @@ class Daemon:
             client.refuse(messages.error("ERROR", "57014", "canceling statement due to user request"))
             client.pool.perform()
         elif client.server is not None and client.server.replies.kind:
-            client.pool.works.cancel(client.server)
+            return client.pool.works.cancel(client.server)  # type: ignore[no-any-return]
         elif client.login.replication is not None:
-            self._spawn(self.tunnels.cancel(client))
+            return self._spawn(self.tunnels.cancel(client))
         else:
             self.count_cancel("idle")
+        return None
 
     def count_cancel(self, word: str) -> None:
         """What became of a cancel request."""

@@ -47,7 +47,8 @@ class Named(Borrower):
             server.write(messages.parse(there, tail))
             server.replies.add(Entry(_OWED_NAMED_PARSE))
             return True
-        statement = self.pool.statement(self.settings, tail, read(tail[: tail.index(b"\0")]))
+        reading = read(tail[: tail.index(b"\0")])
+        statement = self.pool.statement(self.settings, tail, reading)
         self.pool.tick += 1
         statement.used = self.pool.tick
         self.statements[name] = statement

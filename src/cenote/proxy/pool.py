@@ -378,8 +378,10 @@ class ProxyPool(Lender):
 
     def cancel_now(self, server: ServerConnection) -> None:
         """Pass on the cancel that waited for the client's own request."""
-        server.cancel_wanted = False
-        self.works.cancel(server)
+        wanted = server.cancel_wanted
+        server.cancel_wanted = 0.0
+        if wanted == server.asked_at:
+            self.works.cancel(server)
 
     def tick_now(self) -> None:
         """The machine's alarm has come."""

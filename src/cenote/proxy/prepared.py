@@ -68,11 +68,13 @@ _readings: dict[bytes, Reading] = {}
 def _read(text: bytes) -> Reading:
     latin = text.decode("latin-1")
     verdict = classify(latin)
-    clears = clearing(latin) if verdict.touches else 0
+    # EXECUTE needs the names to be the client's, as PREPARE does.
+    touches = verdict.touches | verdict.reads & touch.PREPARED
+    clears = clearing(latin) if touches else 0
     copies = verdict.verb == "COPY"
-    if not (verdict.touches or copies or verdict.reads & touch.SEQUENCE):
+    if not (touches or copies or verdict.reads & touch.SEQUENCE):
         return HARMLESS
-    return Reading(verdict.touches, copies, verdict.reads, clears)
+    return Reading(touches, copies, verdict.reads, clears)
 
 
 _CLEARS = {

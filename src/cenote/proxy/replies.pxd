@@ -7,6 +7,7 @@ cdef class Entry:
     cdef public object statement
     cdef public bytes name
     cdef public bytes reply
+    cdef public object before
     cdef public object done
     cdef public object failed
 

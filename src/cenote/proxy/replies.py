@@ -16,12 +16,13 @@ from typing import Any
 NONE = 0
 QUERY = 1  # Query, FunctionCall: many messages, then ReadyForQuery
 SYNC = 2  # ReadyForQuery
-PARSE = 3  # of the unnamed statement, or of a raw client
+PARSE = 3  # of the unnamed statement when nothing else is owed, or of a raw client
 BIND = 4
 DESCRIBE = 5
 EXECUTE = 6
 CLOSE = 7
 NAMED_PARSE = 8  # from here on with an entry
+UNNAMED_PARSE = 9  # behind something that may fail
 SWALLOWED = 16  # from here on the client never hears of the answer
 OWN_PARSE = 16
 OWN_CLOSE = 17
@@ -39,6 +40,7 @@ class Entry:
     """A request whose answer means more than forwarding it.
 
     statement, name: what a Parse defines; for the answer to a Close, what it took away
+    before: what the unnamed statement was before this one
     reply: what the client gets when its turn comes (SYNTHETIC)
     done: called with the body of the error, None for success (OWN_QUERY); failed: that body
     """
@@ -48,6 +50,7 @@ class Entry:
         self.statement = statement
         self.name = name
         self.reply = reply
+        self.before: bytes | None = None
         self.done: Any = None
         self.failed: bytes | None = None
 

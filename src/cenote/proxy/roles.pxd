@@ -10,6 +10,7 @@ cdef class Borrower(Peer):
     cdef public bint raw
     cdef public bint copy_asked
     cdef public bint noticed
+    cdef public bint polite
     cdef public bint dropping
     cdef public Py_ssize_t left
     cdef public int touching

@@ -18,6 +18,7 @@ class Borrower(Peer):
     waiter: its place in the pool's line; declined: the error instead of a connection
     holding: its input waits; raw: nothing is translated for it any more
     left: bytes of a message that are still to come; dropping: and will not be sent on
+    polite: it has said goodbye, and waits for its last answers
     copy_asked: it waits for the answer to an Execute of COPY
     """
 
@@ -32,6 +33,7 @@ class Borrower(Peer):
         self.raw = False
         self.copy_asked = False
         self.noticed = False
+        self.polite = False
         self.dropping = False
         self.left = 0
         self.touching = 0

@@ -9,7 +9,8 @@ cdef int _COMPLETE, _EMPTY, _SUSPENDED, _DESCRIPTION, _NO_DATA, _PARSED, _BOUND,
 cdef int _READY, _ERROR, _STATUS, _IDLE
 cdef long _HOLD_BYTES
 
-cdef int _OWED_NAMED_PARSE, _OWED_NONE, _OWED_QUERY, _OWED_SYNC, _OWED_PARSE, _OWED_BIND, _OWED_DESCRIBE, _OWED_EXECUTE
+cdef int _OWED_NAMED_PARSE, _OWED_UNNAMED_PARSE
+cdef int _OWED_NONE, _OWED_QUERY, _OWED_SYNC, _OWED_PARSE, _OWED_BIND, _OWED_DESCRIBE, _OWED_EXECUTE
 cdef int _OWED_CLOSE
 cdef int _OWED_SWALLOWED, _OWED_OWN_PARSE, _OWED_OWN_CLOSE, _OWED_OWN_QUERY, _OWED_OWN_SYNC, _OWED_SYNTHETIC_CLOSE, _OWED_SYNTHETIC
 
@@ -46,7 +47,7 @@ cdef class ServerConnection(Peer):
     cdef public object quiet
     cdef public object farewell
     cdef public int cancels
-    cdef public bint cancel_wanted
+    cdef public double cancel_wanted
     cdef public dict parameters
     cdef public long backend_pid
     cdef public bytes backend_secret
@@ -62,7 +63,7 @@ cdef class ServerConnection(Peer):
     cdef _ready(self)
     cdef bint _error(self, bytes body, int owed, bint first) except -1
     cdef bint _undone(self) except -1
-    cdef _undo(self, list dropped)
+    cdef _undo(self, list dropped, int failed)
     cdef _parameter(self, bytes body)
     cdef _broken(self, str what)
     cpdef know(self, Statement statement, bytes name)

@@ -33,6 +33,7 @@ from cenote.proxy.replies import (
     SYNC,
     SYNTHETIC,
     SYNTHETIC_CLOSE,
+    UNNAMED_PARSE,
     Entry,
     ReplyQueue,
 )
@@ -41,7 +42,7 @@ from cenote.wire import messages
 
 # The same as C sees them.
 _OWED_NONE, _OWED_QUERY, _OWED_SYNC, _OWED_PARSE, _OWED_BIND = NONE, QUERY, SYNC, PARSE, BIND
-_OWED_NAMED_PARSE = NAMED_PARSE
+_OWED_NAMED_PARSE, _OWED_UNNAMED_PARSE = NAMED_PARSE, UNNAMED_PARSE
 _OWED_DESCRIBE, _OWED_EXECUTE, _OWED_CLOSE, _OWED_SWALLOWED, _OWED_OWN_PARSE = (
     DESCRIBE,
     EXECUTE,
@@ -116,7 +117,7 @@ class ServerConnection(Peer):
         self.quiet: asyncio.Future[None] | None = None
         self.farewell: asyncio.Future[None] | None = None
         self.cancels = 0
-        self.cancel_wanted = False
+        self.cancel_wanted = 0.0  # asked_at of the request that a cancel waits for; 0: none
         # Filled in by the log-in.
         self.parameters: dict[bytes, bytes] = {}
         self.backend_pid = 0
@@ -210,7 +211,7 @@ class ServerConnection(Peer):
                     return
                 replies.advance()
             elif kind == _PARSED:
-                if owed not in (_OWED_PARSE, _OWED_NAMED_PARSE, _OWED_OWN_PARSE):
+                if owed not in (_OWED_PARSE, _OWED_NAMED_PARSE, _OWED_UNNAMED_PARSE, _OWED_OWN_PARSE):
                     self._broken("ParseComplete that nobody asked for")
                     return
                 if owed != _OWED_PARSE:
@@ -277,7 +278,8 @@ class ServerConnection(Peer):
             for entry in finished:
                 if entry.done is not None:
                     entry.done(entry.failed)
-        self.batch, batch = None, self.batch
+        batch = self.batch
+        self.batch = None
         if self.replies.kind == _OWED_NONE:
             if self.quiet is not None and not self.quiet.done():
                 self.quiet.set_result(None)
@@ -288,7 +290,7 @@ class ServerConnection(Peer):
                     client.repeat(batch)
                 else:
                     client.answered(self)
-        elif self.cancel_wanted and self.replies.kind < _OWED_SWALLOWED:
+        elif self.cancel_wanted != 0.0 and self.replies.kind < _OWED_SWALLOWED:
             self.pool.cancel_now(self)
 
     def _error(self, body: bytes, owed: int, first: bool) -> bool:
@@ -310,7 +312,7 @@ class ServerConnection(Peer):
         if self.fatal is not None:
             return first and self._undone()
         changed = b"C0A000\0" in body and b"RevalidateCachedQuery\0" in body
-        self._undo(replies.discard_to_sync())
+        self._undo(replies.discard_to_sync(), owed)
         if replies.kind == _OWED_NONE:
             self.skipping = True
         if changed:
@@ -332,13 +334,13 @@ class ServerConnection(Peer):
         self.replaying = True
         return True
 
-    def _undo(self, dropped: list[Entry] | None) -> None:
+    def _undo(self, dropped: list[Entry] | None, failed: int) -> None:
         """The server discarded these requests: so does the bookkeeping."""
         client = self.client
         if self.replies.dropped_unnamed:
             self.replies.dropped_unnamed = False
             self.unnamed = None
-            if client is not None:
+            if client is not None and failed == _OWED_PARSE:
                 client.unnamed = None
         if dropped is None:
             return
@@ -347,6 +349,13 @@ class ServerConnection(Peer):
                 self.forget(entry.statement)
                 if client is not None:
                     client.undefine(entry.name, entry.statement)
+            elif entry.kind == _OWED_UNNAMED_PARSE:
+                self.unnamed = None
+                # The one that failed has taken the old one with it; those behind it were never begun.
+                if client is not None and client.unnamed is entry.name:
+                    client.unnamed = (
+                        None if entry is dropped[0] and failed == _OWED_UNNAMED_PARSE else entry.before
+                    )
             elif entry.kind == _OWED_OWN_PARSE:
                 if entry.statement is not None:
                     self.forget(entry.statement)
@@ -412,6 +421,15 @@ class ServerConnection(Peer):
         self.skipping = False
         self.write(messages.SYNC)
         self.replies.add(Entry(_OWED_OWN_SYNC))
+
+    def farewell_sent(self, unfinished: bool) -> None:
+        """Say goodbye and send nothing more; in the middle of a message there is no way to say it."""
+        if not unfinished:
+            self.write(messages.TERMINATE)
+        if self.tls is None and self.transport.can_write_eof():
+            self.transport.write_eof()
+        elif unfinished:
+            self.abort()
 
     def copy_ended(self) -> None:
         """The client has sent CopyDone or CopyFail: the server heeds Sync again."""

@@ -38,6 +38,7 @@ class Works:
         self.target = target
         self.keys = keys
         self.tasks: set[asyncio.Task[None]] = set()
+        self.dials: set[asyncio.Task[None]] = set()
         self.loop = asyncio.get_running_loop()
         self.timer: asyncio.TimerHandle | None = None
         self.last_error: DialError | None = None
@@ -46,7 +47,9 @@ class Works:
         """Begin what the machine ordered."""
         slot.owed = False
         if what == OPEN:
-            self.spawn(self._open(slot))
+            task = self.spawn(self._open(slot))
+            self.dials.add(task)
+            task.add_done_callback(self.dials.discard)
         elif what == CLOSE:
             self.spawn(self._close(slot))
         elif what == RESET:
@@ -57,11 +60,17 @@ class Works:
             # What has come is read in this turn of the loop: at its end the connection is as alive as it looks.
             self.loop.call_later(0.001, self._peeked, slot)
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a task to its end, and know of it meanwhile."""
         task = self.loop.create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
+
+    def stop(self) -> None:
+        """Dial no more."""
+        for task in self.dials:
+            task.cancel()
 
     def wake(self, when: float) -> None:
         """Call the machine at `when`, unless that is arranged already."""
@@ -243,10 +252,9 @@ class Works:
         server = slot.data
         try:
             if not server.lost:
-                if server.replies.kind != NONE:
-                    await self._cancel(server)
+                self.cancel(server)
                 server.unmute()
-                server.write(messages.TERMINATE)
+                server.farewell_sent(slot.reason == "unfinished")
                 deadline = monotonic() + _LET_GO_S
                 while not server.lost and monotonic() < deadline:
                     server.farewell = self.loop.create_future()
@@ -263,14 +271,18 @@ class Works:
 
     # -- cancels ----------------------------------------------------------------------------------------------
 
-    def cancel(self, server: ServerConnection) -> None:
-        """Cancel what runs on this connection; it stays out of the pool until that cannot hit another query."""
-        if server.replies.kind == NONE or server.cancels:
-            return
-        if server.replies.kind >= SWALLOWED:
-            server.cancel_wanted = True  # ours runs; the client's comes after
-            return
-        self.spawn(self._cancel(server))
+    def cancel(self, server: ServerConnection) -> asyncio.Task[None] | None:
+        """Cancel what runs on this connection; it stays out of the pool until that cannot hit another query.
+
+        Returns the task to wait for; None where there is nothing to cancel now.
+        """
+        if server.replies.kind == NONE:
+            return None
+        if server.cancels or server.replies.kind >= SWALLOWED:
+            # One is on its way, perhaps for what was before; or ours runs, and the client's comes after.
+            server.cancel_wanted = server.asked_at
+            return None
+        return self.spawn(self._cancel(server))
 
     async def _cancel(self, server: ServerConnection) -> None:
         server.cancels += 1
@@ -283,6 +295,8 @@ class Works:
                 log.warning("cancel_failed", pool=self.pool.name, server_pid=server.backend_pid)
         finally:
             server.cancels -= 1
+            if server.cancel_wanted:
+                self.pool.cancel_now(server)
             if server.quiet is not None and not server.quiet.done() and not server.cancels:
                 server.quiet.set_result(None)
 

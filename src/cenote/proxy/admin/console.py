@@ -1,20 +1,331 @@
-"""Stand-in until the console is written."""
+"""The virtual database `cenote`: PostgreSQL's protocol on one side, the tables of `tables.py` on the other.
+
+Bytes in, bytes out: the simple and the extended query protocol, prepared statements and portals with row limits,
+text and binary results, transactions in name. What a text means is decided in `commands.py`. Everything a client
+can make it keep is bounded. It refuses parameters, COPY and function calls.
+
+Source: PostgreSQL documentation, "Message Flow".
+"""
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
+
+from cenote.errors import ProtocolError
+from cenote.proxy.admin import values
+from cenote.proxy.admin.commands import PARAMETERS, Command, Refusal, understand
+from cenote.proxy.admin.tables import COMMANDS, Row
+from cenote.wire import messages
+
+_KINDS = b"QPBDECSHXFdcf"
+_IN_EXTENDED = b"PBDECH"
+_MAX_FRAME = 65_536
+_MAX_KEPT = 200  # prepared statements, and portals
+_MAX_ANSWER = 64 * 1024 * 1024  # to what came in one piece
+_SUSPENDED = messages.message(b"s")
+
+
+@dataclass(slots=True)
+class _Statement:
+    """A prepared one. `command` None: the empty text."""
+
+    command: Command | None
+    parameters: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _Portal:
+    """A bound one. `rows` is what is left of its result once it has begun, `tag` how that ends."""
+
+    command: Command | None
+    formats: tuple[int, ...]
+    rows: Iterator[Row] | None = None
+    tag: str = ""
 
 
 class Console:
-    """Nothing yet."""
+    """One client of the console, after its log-in. On the event loop.
 
-    closed = False
+    closed: it has said that it ends
+    """
 
     def __init__(self, daemon: Any) -> None:
         self.daemon = daemon
+        self.closed = False
+        self._part = b""
+        self._status = b"I"
+        self._skipping = False  # after an error in an extended batch, until its Sync
+        self._statements: dict[bytes, _Statement] = {}
+        self._portals: dict[bytes, _Portal] = {}
+        self._out: list[bytes] = []
 
     def greeting(self) -> bytes:
-        return b""
+        """What it says of itself at log-in: ParameterStatus messages."""
+        return b"".join(messages.parameter_status(name, value) for name, value in PARAMETERS.items())
 
     def receive(self, data: bytes) -> bytes:
-        return b""
+        """Take what the client has sent, in whatever pieces; return what to answer.
+
+        :raises ProtocolError: it is malformed, or asks for too much at once; the connection is to be closed
+        """
+        data = self._part + data
+        at = 0
+        self._out = []
+        size = 0
+        while not self.closed and len(data) - at >= 5:
+            kind, length = data[at], int.from_bytes(data[at + 1 : at + 5], "big")
+            if kind not in _KINDS:
+                raise ProtocolError(f"invalid frontend message type {kind}")
+            if not 4 <= length <= _MAX_FRAME:
+                raise ProtocolError(f"a message of {length} bytes; the console takes {_MAX_FRAME}")
+            if len(data) - at < length + 1:
+                break
+            known = len(self._out)
+            self._message(kind, data[at + 5 : at + 1 + length])
+            at += 1 + length
+            size += sum(map(len, self._out[known:]))
+            if size > _MAX_ANSWER:
+                raise ProtocolError("too much was asked at once; read the answers first")
+        self._part = b"" if self.closed else data[at:]
+        out, self._out = self._out, []
+        return b"".join(out)
+
+    # -- messages ---------------------------------------------------------------------------------------------
+
+    def _message(self, kind: int, body: bytes) -> None:
+        letter = chr(kind)
+        if letter == "X":
+            self.closed = True
+        elif letter == "S":
+            self._skipping = False
+            if self._status == b"I":
+                self._portals.clear()
+            self._ready()
+        elif self._skipping:
+            return
+        elif letter == "Q":
+            self._query(body)
+        elif letter == "F":
+            self._say_error(Refusal("0A000", "cenote: the console calls no functions"))
+            self._ready()
+        elif kind in _IN_EXTENDED:
+            try:
+                self._extended(letter, _Reader(body))
+            except Refusal as refusal:
+                self._say_error(refusal)
+                self._skipping = True
+        # What is left are the messages of COPY, which a server ignores outside of one.
+
+    def _extended(self, letter: str, body: _Reader) -> None:
+        if letter == "P":
+            self._parse(body)
+        elif letter == "B":
+            self._bind(body)
+        elif letter == "D":
+            self._describe(body)
+        elif letter == "E":
+            self._execute(body)
+        elif letter == "C":
+            kept: dict[bytes, Any] = self._statements if body.byte() == b"S" else self._portals
+            kept.pop(body.name(), None)
+            self._out.append(messages.CLOSE_COMPLETE)
+
+    # -- simple -----------------------------------------------------------------------------------------------
+
+    def _query(self, body: bytes) -> None:
+        self._portals.pop(b"", None)
+        self._statements.pop(b"", None)
+        try:
+            commands = understand(_Reader(body).text(), self.daemon)
+            if not commands:
+                self._out.append(messages.EMPTY_QUERY)
+            for command in commands:
+                self._allowed(command)
+                formats = (values.TEXT,) * len(command.columns)
+                if command.columns:
+                    self._out.append(values.description(command.columns, formats))
+                self._finish(_Portal(command, formats), 0)
+        except Refusal as refusal:
+            self._say_error(refusal)
+        self._ready()
+
+    # -- extended ---------------------------------------------------------------------------------------------
+
+    def _parse(self, body: _Reader) -> None:
+        name, text = body.name(), body.text()
+        types = tuple(body.number("!I") for _ in range(body.number("!H")))
+        commands = understand(text, self.daemon)
+        if len(commands) > 1:
+            raise Refusal("42601", "cannot insert multiple commands into a prepared statement", "")
+        command = commands[0] if commands else None
+        if types and not (command is not None and command.parameters):
+            raise _no_parameters()
+        if name and name in self._statements:
+            raise Refusal("42P05", f'prepared statement "{_shown(name)}" already exists', "")
+        _bounded(self._statements, name, "prepared statements")
+        self._statements[name] = _Statement(command, types)
+        self._out.append(messages.PARSE_COMPLETE)
+
+    def _bind(self, body: _Reader) -> None:
+        portal, statement = body.name(), self._statement(body.name())
+        for _ in range(body.number("!H")):
+            body.number("!H")
+        count = body.number("!H")
+        command = statement.command
+        if count and not (command is not None and command.parameters):
+            raise _no_parameters()
+        for _ in range(count):
+            body.skip(max(0, body.number("!i")))
+        formats = tuple(body.number("!H") for _ in range(body.number("!H")))
+        columns = len(command.columns) if command is not None else 0
+        if any(form not in (values.TEXT, values.BINARY) for form in formats):
+            raise Refusal("22023", f"unsupported format code: {max(formats)}", "")
+        if len(formats) > 1 and len(formats) != columns:
+            text = f"bind message has {len(formats)} result formats but query has {columns} columns"
+            raise Refusal("08P01", text, "")
+        if len(formats) <= 1:
+            formats = (formats or (values.TEXT,)) * columns
+        if portal and portal in self._portals:
+            raise Refusal("42P03", f'cursor "{_shown(portal)}" already exists', "")
+        _bounded(self._portals, portal, "portals")
+        self._portals[portal] = _Portal(command, formats)
+        self._out.append(messages.BIND_COMPLETE)
+
+    def _describe(self, body: _Reader) -> None:
+        if body.byte() == b"S":
+            statement = self._statement(body.name())
+            command = statement.command
+            types = b"".join(struct.pack("!I", oid) for oid in statement.parameters)
+            self._out.append(messages.message(b"t", struct.pack("!H", len(statement.parameters)) + types))
+            formats = (values.TEXT,) * (len(command.columns) if command is not None else 0)
+        else:
+            portal = self._portal(body.name())
+            command, formats = portal.command, portal.formats
+        if command is None or not command.columns:
+            self._out.append(messages.NO_DATA)
+        else:
+            self._out.append(values.description(command.columns, formats))
+
+    def _execute(self, body: _Reader) -> None:
+        portal = self._portal(body.name())
+        limit = body.number("!i")
+        if portal.command is None:
+            self._out.append(messages.EMPTY_QUERY)
+            return
+        if portal.rows is None:
+            self._allowed(portal.command)
+        self._finish(portal, limit)
+
+    def _statement(self, name: bytes) -> _Statement:
+        statement = self._statements.get(name)
+        if statement is None:
+            raise Refusal("26000", f'prepared statement "{_shown(name)}" does not exist', "")
+        return statement
+
+    def _portal(self, name: bytes) -> _Portal:
+        portal = self._portals.get(name)
+        if portal is None:
+            raise Refusal("34000", f'portal "{_shown(name)}" does not exist', "")
+        return portal
+
+    # -- results ----------------------------------------------------------------------------------------------
+
+    def _finish(self, portal: _Portal, limit: int) -> None:
+        """Send rows of a command, at most `limit` (0: all), and its end if that is it."""
+        command = portal.command
+        assert command is not None
+        if portal.rows is None:
+            portal.tag = self._turn(command)
+            portal.rows = iter(command.rows())
+        sent = 0
+        for row in portal.rows:
+            self._out.append(values.row(command.columns, portal.formats, row))
+            sent += 1
+            if sent == limit:
+                self._out.append(_SUSPENDED)
+                return
+        tag = f"SELECT {sent}" if command.tag == "SELECT" else portal.tag
+        self._out.append(messages.command_complete(tag))
+
+    def _allowed(self, command: Command) -> None:
+        if self._status == b"E" and command.turn not in ("commit", "rollback", "back_to"):
+            text = "current transaction is aborted, commands ignored until end of transaction block"
+            raise Refusal("25P02", text, "")
+
+    def _turn(self, command: Command) -> str:
+        """What a command does to the session, and the tag that says so. Nothing is there to be committed, but
+        drivers look at the status."""
+        failed = self._status == b"E"
+        if command.turn == "begin":
+            self._status = b"T"
+        elif command.turn in ("commit", "rollback"):
+            self._status = b"I"
+        elif command.turn == "back_to" and failed:
+            self._status = b"T"
+        if command.forgets == "*":
+            self._statements.clear()
+        elif command.forgets:
+            self._statements.pop(command.forgets.encode(), None)
+        return "ROLLBACK" if command.turn == "commit" and failed else command.tag
+
+    def _say_error(self, refusal: Refusal) -> None:
+        if self._status == b"T":
+            self._status = b"E"
+        self._out.append(messages.error("ERROR", refusal.sqlstate, refusal.text, hint=refusal.hint))
+
+    def _ready(self) -> None:
+        self._out.append(messages.ready(self._status))
+
+
+class _Reader:
+    """The fields of a message, one after the other.
+
+    :raises ProtocolError: it is shorter than it says
+    """
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self._at = 0
+
+    def byte(self) -> bytes:
+        return self._take(1)
+
+    def name(self) -> bytes:
+        end = self._body.find(b"\0", self._at)
+        if end < 0:
+            raise ProtocolError("invalid string in message")
+        found = self._body[self._at : end]
+        self._at = end + 1
+        return found
+
+    def text(self) -> str:
+        return self.name().decode("utf-8", "replace")
+
+    def number(self, form: str) -> int:
+        return int(struct.unpack(form, self._take(struct.calcsize(form)))[0])
+
+    def skip(self, count: int) -> None:
+        self._take(count)
+
+    def _take(self, count: int) -> bytes:
+        found = self._body[self._at : self._at + count]
+        if len(found) < count:
+            raise ProtocolError("insufficient data left in message")
+        self._at += count
+        return found
+
+
+def _no_parameters() -> Refusal:
+    return Refusal("0A000", "cenote: the console takes no parameters: write the command out", COMMANDS)
+
+
+def _bounded(kept: dict[bytes, Any], name: bytes, what: str) -> None:
+    if len(kept) >= _MAX_KEPT and name not in kept:
+        raise Refusal("54000", f"cenote: {_MAX_KEPT} {what} are the most on the console: close some", "")
+
+
+def _shown(name: bytes) -> str:
+    return name.decode("utf-8", "replace")

@@ -26,7 +26,7 @@ _NULL = _size(-1)
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a result. `text` says what it means; `read` gets it from a row, at `now`, where rows are objects."""
+    """A column of a result. `text` says what it means, `read` gets it from an object of a table's at `now`."""
 
     name: str
     kind: Kind

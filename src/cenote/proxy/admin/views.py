@@ -1,4 +1,4 @@
-"""What the console and the metrics read of the daemon, in one place: sessions and pools change, their readers do not.
+"""What the console and the metrics read of the daemon, all in one place, so that sessions and pools may change.
 
 Nothing here changes anything. `Moment` is taken on the event loop, so that its figures fit together, and is cheap
 to take; what costs something for each client is done by whoever has the moment, on any thread.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
 from time import monotonic
 from typing import Any
 
@@ -17,6 +19,12 @@ from cenote.core.stats import Distribution, PoolStats, snapshot
 #: What a client can be doing.
 CLIENT_STATES = ("login", "idle", "waiting", "active", "in_transaction", "closing", "console", "replication")
 _IDLE = 0x49
+
+
+@cache
+def version() -> str:
+    """Of Cenote, as it was installed."""
+    return metadata.version("cenote")
 
 
 @dataclass(frozen=True, slots=True)
