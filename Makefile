@@ -18,7 +18,8 @@ $(READY): pyproject.toml setup.py
 	CENOTE_COMPILE=off $(BIN)/python -m pip install --quiet -e '.[dev]'
 	@touch $@
 
-run: demo        ## what Cenote does, on a private PostgreSQL
+run: $(READY)    ## the daemon before a private PostgreSQL, until Ctrl-C
+	$(BIN)/cenote serve
 
 demo: $(READY)   ## connection per request against a pool, side by side
 	$(BIN)/cenote demo

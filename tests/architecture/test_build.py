@@ -60,7 +60,9 @@ def declared_in(path: Path) -> dict[str, tuple[str, set[str]]]:
             name, _, base = words[2].rstrip(":").rstrip(")").partition("(")
             found[name] = (base, set())
         elif words[:1] == ["cdef"] and "(" not in line and line.startswith(" "):
-            found[name][1].update({word.strip(",") for word in words[1:] if word not in ("public", "readonly")} - {""})
+            found[name][1].update(
+                {word.strip(",") for word in words[1:] if word not in ("public", "readonly")} - {""}
+            )
     return found
 
 

@@ -140,9 +140,11 @@ def test_importing_the_pool_loads_no_third_party_package(module: str) -> None:
 
 
 READERS = {"config", "embedded"}
+# What libpq reads where an address leaves something out.
+READER_MODULES = {"cenote.proxy.url"}
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if room(module) not in READERS])
+@pytest.mark.parametrize("module", [m for m in MODULES if room(m) not in READERS and m not in READER_MODULES])
 def test_no_environment_variable_is_read_outside_the_configuration(module: str) -> None:
     found = []
     for node in ast.walk(ast.parse(MODULES[module].read_text())):

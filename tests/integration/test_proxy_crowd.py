@@ -146,7 +146,7 @@ def served(server: embedded.Postgres, folder: Path, max_size: int) -> Iterator[i
     log_path = folder / "cenote.log"
     with open(log_path, "wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "cenote", "serve", "--config", str(config)],
+            [sys.executable, "-m", "cenote.cli", "serve", "--config", str(config)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

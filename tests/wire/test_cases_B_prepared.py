@@ -357,6 +357,19 @@ async def test_B13_a_name_that_is_taken_is_42P05_and_the_unnamed_one_is_replaced
 
 
 @wire
+async def test_B13_errors_name_a_statement_as_its_client_does(everywhere):
+    """Where another client has the name, the statement has another one on the server."""
+    said = await everywhere.batches(
+        parse("s", "SELECT $1::int") + SYNC,
+        again("s") + SYNC,
+        again("s", "1", "2") + SYNC,
+        parse("s", "SELECT 1") + SYNC,
+        again("a") + SYNC,
+    )
+    assert [fields["C"] for fields in errors(said)] == ["08P01", "08P01", "42P05", "26000"]
+
+
+@wire
 async def test_B14_the_unnamed_statement_is_there_until_the_next_parse_or_query(everywhere):
     said = await everywhere.batches(
         again() + SYNC,

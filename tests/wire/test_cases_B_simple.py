@@ -14,7 +14,6 @@ from scripts_BD import (
     close_portal,
     copy_fail,
     data,
-    describe,
     execute,
     parse,
     query,
@@ -163,116 +162,6 @@ async def test_B2_the_connection_goes_to_whoever_has_waited_longest(single):
         assert order == [0, 1, 2, 3, 4]
         for other in others:
             await other.terminate()
-
-
-# -- B17, B18: prepared statements by SQL ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "text", ["DEALLOCATE a", "DEALLOCATE ALL", "DISCARD ALL", "DISCARD PLANS", "DISCARD TEMP"]
-)
-@wire
-async def test_B17_deallocate_and_discard_act_on_this_clients_statements(everywhere, text):
-    said = await everywhere.batches(
-        parse("a", "SELECT 'mine'") + parse("b", "SELECT 'mine too'") + SYNC,
-        again("a") + SYNC,
-        query(text),
-        again("a") + SYNC,
-        again("b") + SYNC,
-        parse("c", "SELECT 'new'") + again("c") + SYNC,
-        parse("a", "SELECT 'anew'") + again("a") + SYNC,
-    )
-    gone = text not in ("DISCARD PLANS", "DISCARD TEMP")
-    assert ("26000" in {fields["C"] for fields in errors(said)}) == gone
-
-
-@wire
-async def test_B17_deallocate_of_an_unknown_name_is_the_servers_error(everywhere):
-    said = await everywhere.batches(
-        query("DEALLOCATE nothing"),
-        parse("a", "SELECT 'still'") + SYNC,
-        query("DEALLOCATE nothing"),
-        again("a") + SYNC,
-    )
-    assert [fields["C"] for fields in errors(said)] == ["26000", "26000"]
-    assert rows(said) == [("still",)]
-
-
-@pytest.mark.parametrize("text", ["DEALLOCATE ALL", "DISCARD ALL", "BEGIN; DEALLOCATE ALL; COMMIT"])
-@wire
-async def test_B17_what_one_client_drops_is_not_dropped_for_the_others(single, text):
-    sql = "SELECT 'shared by B17'"
-    async with await single.client() as first, await single.client() as second:
-        for client in (first, second):
-            await client.send(parse("a", sql), SYNC)
-            assert kinds(await client.until_ready()) == "1Z"
-        assert "E" not in kinds(await second.query(text))
-        await second.send(again("a"), SYNC)
-        assert error(await second.until_ready())["C"] == "26000"
-        await second.terminate()
-        await first.send(again("a"), SYNC)
-        assert value(await first.until_ready()) == "shared by B17"
-
-
-@wire
-async def test_B18_prepare_and_execute_by_sql(everywhere):
-    said = await everywhere.batches(
-        query("PREPARE p (int) AS SELECT $1 * 2"),
-        query("EXECUTE p (21)"),
-        query("EXPLAIN (COSTS OFF) EXECUTE p (1)"),
-        query("CREATE TEMP TABLE copied AS EXECUTE p (4)"),
-        query('SELECT sum("?column?") FROM copied'),
-        query("PREPARE p AS SELECT 1"),
-        query("DEALLOCATE p"),
-        query("EXECUTE p (1)"),
-    )
-    assert [row for row in rows(said) if row[0] in ("42", "8")] == [("42",), ("8",)]
-    assert [fields["C"] for fields in errors(said)] == ["42P05", "26000"]
-
-
-@wire
-async def test_B18_sql_and_the_protocol_have_the_same_names(everywhere):
-    said = await everywhere.batches(
-        parse("a", "SELECT 'by the protocol'") + parse("", "SELECT 'unnamed'") + SYNC,
-        query("EXECUTE a"),
-        query("PREPARE s AS SELECT 'by SQL'"),
-        describe("s") + again("s") + SYNC,
-        parse("s", "SELECT 'once more'") + SYNC,
-        query("SELECT name, from_sql FROM pg_prepared_statements ORDER BY name"),
-        close("s") + SYNC,
-        query("EXECUTE s"),
-        again("a") + SYNC,
-    )
-    assert ("by the protocol",) in rows(said)
-    assert [row for row in rows(said) if len(row) == 2] == [("a", "f"), ("s", "t")]
-    assert [fields["C"] for fields in errors(said)] == ["42P05", "26000"]
-
-
-@wire
-async def test_B18_prepare_by_sql_in_an_extended_batch_and_in_a_transaction(everywhere):
-    said = await everywhere.batches(
-        parse("a", "SELECT 'mine'") + SYNC,
-        run("PREPARE s AS SELECT 'in a batch'") + SYNC,
-        again("s") + SYNC,
-        query("BEGIN; PREPARE b AS SELECT 'kept'; ROLLBACK"),
-        query("EXECUTE b"),
-        again("a") + again("b") + SYNC,
-    )
-    assert [row[0] for row in rows(said)] == ["in a batch", "kept", "mine", "kept"]
-
-
-@wire
-async def test_B18_a_client_that_prepares_by_sql_keeps_its_connection_to_its_end(proxy_for, pg18):
-    proxy = proxy_for(pg18, max_size=2)
-    async with await proxy.client() as client, await proxy.client() as other:
-        await client.query("PREPARE p AS " + PID)
-        pid = value(await client.query("EXECUTE p"))
-        assert proxy.counts()["leased"] == 1
-        assert value(await other.query(PID)) != pid
-        assert value(await client.query("EXECUTE p")) == pid
-        await client.terminate()
-        await proxy.reached(leased=0)
-        assert "E" in kinds(await other.query("EXECUTE p"))
 
 
 # -- B21, B22, B24 -------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ async def test_F2_F15_a_transaction_of_a_client_that_left_is_rolled_back(single,
     admin.rows("SELECT pg_advisory_unlock_all()")
 
 
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("end", ["close", "reset"])
 @pytest.mark.parametrize("sql", [SLEEP, "BEGIN; " + SLEEP])
 @wire
 async def test_F3_the_query_of_a_client_that_left_is_cancelled_and_the_connection_kept(single, admin, end, sql):
@@ -136,6 +136,20 @@ async def test_F3_the_query_of_a_client_that_left_is_cancelled_and_the_connectio
         await getattr(client, end)()
     await not_running(admin, sql)
     assert await next_pid(single) == pid
+
+
+@wire
+async def test_F3_what_a_client_asked_before_it_said_goodbye_is_done(single, admin):
+    """It did not die: PostgreSQL would do it too, however long it takes, though nobody reads the answer."""
+    async with await single.client() as client:
+        await client.query("CREATE TABLE testament (id int)")
+        pid = await pid_of(client)
+        await client.send(messages.query("INSERT INTO testament SELECT 1 FROM pg_sleep(0.2)"))
+        await client.terminate()
+    async with await single.client() as client:
+        assert value(await client.query("SELECT count(*) FROM testament")) == "1"
+        assert await pid_of(client) == pid
+        await client.query("DROP TABLE testament")
 
 
 @pytest.mark.parametrize("end", ["close", "reset"])

@@ -35,9 +35,9 @@ def check_config(
     with plain_endings():
         need_proxy()
         if sample or markdown:
-            from cenote.proxy import sample as generated
+            from cenote.proxy.sample import reference, sample_file
 
-            typer.echo(generated.reference() if markdown else generated.sample(), nl=False)
+            typer.echo(reference() if markdown else sample_file(), nl=False)
             return
         if file is None:
             raise ConfigError(["check-config needs a file, or --sample"])
@@ -67,8 +67,8 @@ def _check(file: Path, as_json: bool) -> None:
     typer.echo(f"users: {', '.join(summary['users'])}")
     for pool in summary["pools"]:
         typer.echo(f'pool "{pool["name"]}": {pool["mode"]}, {pool["min_size"]} to {pool["max_size"]} connections')
-    typer.echo(f"server connections: at most {summary['max_server_connections']}")
-    typer.echo(f"clients: at most {summary['max_clients']}")
+    typer.echo(f"server connections: at most {summary['max_server_connections']:,}")
+    typer.echo(f"clients: at most {summary['max_clients']:,}")
 
 
 def _summary(config: "Config") -> dict[str, Any]:

@@ -58,7 +58,7 @@ def serve(
         str | None,
         typer.Option(
             metavar="MODE",
-            help="When a client gives its connection back: after each transaction (the default), session, statement.",
+            help="When a client gives its connection back: transaction (the default), session, statement.",
         ),
     ] = None,
     max_size: Annotated[
@@ -168,8 +168,12 @@ def _run(config: "Config", password: str) -> None:
     except OSError as error:
         if seen:
             raise
-        mend = "; choose another port with --port (0 takes a free one)" if error.errno == errno.EADDRINUSE else ""
-        print(f"cenote: cannot listen: {error.strerror or error}{mend}", file=sys.stderr)
+        text = str(error.strerror or error)
+        option = "--metrics-port" if "metrics" in text else "--port"
+        mend = (
+            f"; choose another port with {option} (0 takes a free one)" if error.errno == errno.EADDRINUSE else ""
+        )
+        print(f"cenote: cannot listen: {text}{mend}", file=sys.stderr)
         raise typer.Exit(1) from None
     for daemon in seen:
         served = daemon.logins.count()
@@ -188,8 +192,8 @@ def _warn_of_files(config: "Config") -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < needed:
         print(
-            f"cenote: warning: {clients} clients (max_clients) and {servers} server connections need {needed} open "
-            f"files, and this process may have {hard}: raise its limit (ulimit -Hn) or lower max_clients",
+            f"cenote: warning: {clients} clients (max_clients) and {servers} server connections need {needed} "
+            f"open files, and this process may have {hard}: raise its limit (ulimit -Hn) or lower max_clients",
             file=sys.stderr,
             flush=True,
         )

@@ -28,6 +28,7 @@ EVENTS: dict[str, str] = {
     "login_refused": "a client may not come in; `reason` is what the metrics count it as",
     "login_failed": "a log-in failed inside Cenote: a bug, please report it",
     "client_protocol_error": "a client sent what the protocol does not allow; its connection is closed",
+    "password_file_ignored": "others may read the password file, so it is not used",
     "dial_failed": "a server connection could not be opened; `failure` is what that says about the others",
     "pinned": "a client keeps its server connection past the transaction, and why",
     "server_protocol_error": "a server sent what the protocol does not allow; that connection is closed",

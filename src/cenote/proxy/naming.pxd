@@ -11,7 +11,7 @@ cdef class Named(Borrower):
     cdef public dict statements
     cdef public Reading unnamed_reading
 
-    @cython.locals(old=Statement, statement=Statement, there=bytes)
+    @cython.locals(old=Statement, other=Statement, statement=Statement, there=bytes)
     cdef bint parse_named(self, ServerConnection server, bytes name, bytes tail) except -1
     @cython.locals(statement=Statement)
     cdef bint parse_known(self, bytes data, Py_ssize_t at, Py_ssize_t end) except -1
@@ -27,6 +27,7 @@ cdef class Named(Borrower):
     cdef Statement undefine_name(self, bytes name)
     @cython.locals(statement=Statement)
     cdef take_names(self, ServerConnection server)
+    cpdef bytes in_own_names(self, server, bytes body)
     cpdef define(self, bytes name, statement)
     cpdef undefine(self, bytes name, statement)
     cpdef forget_statements(self)

@@ -40,13 +40,17 @@ class Named(Borrower):
             self.statements = {}
         old = self.statements.get(name)
         if old is not None:
-            # The server shall say 42P05, as it would to a client of its own.
+            # The server shall say 42P05, or what else is wrong, as it would to a client of its own.
             there = server.known.get(old)
-            if there is None:
-                there = self.bring(server, name, old)
-            server.write(messages.parse(there, tail))
+            if there != name:
+                if there is not None:
+                    server.close_statement(old, there)
+                other = server.names.get(name)
+                if other is not None:
+                    server.close_statement(other, name)
+                self.bring(server, name, old)
             server.replies.add(Entry(_OWED_NAMED_PARSE))
-            return True
+            return False
         reading = read(tail[: tail.index(b"\0")])
         statement = self.pool.statement(self.settings, tail, reading)
         self.pool.tick += 1
@@ -98,10 +102,10 @@ class Named(Borrower):
                     oldest = statement
             if oldest is not None and oldest.used < server.lease_tick:
                 server.close_statement(oldest, server.known[oldest])
-        if name not in server.names:
-            return name
-        self.pool.tick += 1
-        return b"cenote_%x" % self.pool.tick
+        while name in server.names:
+            self.pool.tick += 1
+            name = b"cenote_%x" % self.pool.tick
+        return name
 
     def bring(self, server: ServerConnection, name: bytes, statement: Statement | None) -> bytes:
         """Prepare on this server what the client prepared elsewhere; the name it has there."""
@@ -170,6 +174,14 @@ class Named(Borrower):
             self.unnamed = None
             return None
         return self.statements.pop(name, None) if self.statements is not None else None
+
+    def in_own_names(self, server: ServerConnection, body: bytes) -> bytes:
+        """An error that names a statement as this client does, where the server knows it by another name."""
+        for name, statement in (self.statements or {}).items():
+            there = server.known.get(statement, name)
+            if there != name:
+                body = body.replace(b'"' + there + b'"', b'"' + name + b'"')
+        return body
 
     def define(self, name: bytes, statement: Statement | None) -> None:
         """The server discarded the Close of this statement."""

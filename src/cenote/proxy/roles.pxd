@@ -26,6 +26,13 @@ cdef class Borrower(Peer):
     cpdef hear(self)
     cpdef keep(self, server, str reason)
     cpdef go_on(self)
+    cpdef bytes in_own_names(self, server, bytes body)
+    cpdef define(self, bytes name, statement)
+    cpdef undefine(self, bytes name, statement)
+    cpdef forget_statements(self)
+    cpdef go_on_after(self, server)
+    cpdef refuse(self, bytes error)
+    cpdef resubmit(self, bytes batch)
 
 cdef class Lender:
     cdef public str name

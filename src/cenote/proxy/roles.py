@@ -66,6 +66,10 @@ class Borrower(Peer):
     def go_on_after(self, server: Any) -> None:
         """A text that cleared session state was answered."""
 
+    def in_own_names(self, server: Any, body: bytes) -> bytes:
+        """An error that names statements as the borrower does."""
+        return body
+
     def define(self, name: bytes, statement: Any) -> None:
         """The server discarded the Close of this statement."""
 

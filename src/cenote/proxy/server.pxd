@@ -39,6 +39,7 @@ cdef class ServerConnection(Peer):
     cdef public Py_ssize_t left
     cdef public bint dropping
     cdef public list finished
+    cdef public bytes instead
     cdef public object fatal
     cdef public bint failed
     cdef public bint unparsed

@@ -109,6 +109,7 @@ class ServerConnection(Peer):
         self.left = 0
         self.dropping = False
         self.finished: list[Entry] = []
+        self.instead = b""  # an error as the client shall hear it
         self.fatal: bytes | None = None
         self.failed = False  # the request under way was answered with an error
         self.unparsed = False  # and nothing of it ran: the server could not parse it
@@ -229,6 +230,9 @@ class ServerConnection(Peer):
                     drop = True
                     if i > start:
                         client.write(data[start:i])
+                    if self.instead:
+                        client.write(self.instead)
+                        self.instead = b""
             elif kind == _STATUS:
                 self._parameter(data[i + 5 : end])
             elif kind == _COPY_IN:
@@ -311,6 +315,11 @@ class ServerConnection(Peer):
             return True
         if self.fatal is not None:
             return first and self._undone()
+        client = self.client
+        if client is not None and b'"cenote_' in body:
+            told = client.in_own_names(self, body)
+            if told != body:
+                self.instead = messages.message(b"E", told)
         changed = b"C0A000\0" in body and b"RevalidateCachedQuery\0" in body
         self._undo(replies.discard_to_sync(), owed)
         if replies.kind == _OWED_NONE:
@@ -321,7 +330,9 @@ class ServerConnection(Peer):
             # asked for the description of the rows will notice that they are others now.
             if first and self.described and self.batch is not None and replies.pending() == 1:
                 self.replaying = True
-        return self.replaying
+        if self.replaying:
+            self.instead = b""
+        return self.replaying or self.instead != b""
 
     def _undone(self) -> bool:
         """The server ended the session before it answered anything: whether the batch may run on another one.

@@ -260,7 +260,8 @@ def _no_password(known: Mapping[str, str], host: str, port: str, name: str, user
     host = (known.get("host") or host).split(",", maxsplit=1)[0]
     port = port.split(",", maxsplit=1)[0]
     return (
-        f"no password is known for user {user!r} at {host}:{port}, and clients must prove that they know it. Give it "
-        f"in the URL (postgresql://{user}:PASSWORD@{host}:{port}/{name}), in the environment (PGPASSWORD), or in "
-        f"the password file ({passfile_of(known)}, mode 0600, a line {host}:{port}:{name}:{user}:PASSWORD)"
+        f"no password is known for user {user!r} at {host}:{port}, and clients must prove that they know it. "
+        f"Give it in the URL (postgresql://{user}:PASSWORD@{host}:{port}/{name}), or in the environment "
+        f"(PGPASSWORD), or in the password file ({passfile_of(known)}, mode 0600, "
+        f"a line {host}:{port}:{name}:{user}:PASSWORD)"
     )

@@ -100,6 +100,7 @@ class Console:
         if letter == "X":
             self.closed = True
         elif letter == "S":
+            _Reader(body).end()
             self._skipping = False
             if self._status == b"I":
                 self._portals.clear()
@@ -131,6 +132,7 @@ class Console:
         elif letter == "C":
             kept: dict[bytes, Any] = self._statements if body.byte() == b"S" else self._portals
             kept.pop(body.name(), None)
+            body.end()
             self._out.append(messages.CLOSE_COMPLETE)
 
     # -- simple -----------------------------------------------------------------------------------------------
@@ -138,8 +140,11 @@ class Console:
     def _query(self, body: bytes) -> None:
         self._portals.pop(b"", None)
         self._statements.pop(b"", None)
+        reader = _Reader(body)
+        text = reader.text()
+        reader.end()
         try:
-            commands = understand(_Reader(body).text(), self.daemon)
+            commands = understand(text, self.daemon)
             if not commands:
                 self._out.append(messages.EMPTY_QUERY)
             for command in commands:
@@ -157,6 +162,7 @@ class Console:
     def _parse(self, body: _Reader) -> None:
         name, text = body.name(), body.text()
         types = tuple(body.number("!I") for _ in range(body.number("!H")))
+        body.end()
         commands = understand(text, self.daemon)
         if len(commands) > 1:
             raise Refusal("42601", "cannot insert multiple commands into a prepared statement", "")
@@ -170,16 +176,17 @@ class Console:
         self._out.append(messages.PARSE_COMPLETE)
 
     def _bind(self, body: _Reader) -> None:
-        portal, statement = body.name(), self._statement(body.name())
+        portal, statement = body.name(), body.name()
         for _ in range(body.number("!H")):
             body.number("!H")
         count = body.number("!H")
-        command = statement.command
+        for _ in range(count):
+            body.skip(body.number("!i"))
+        formats = tuple(body.number("!H") for _ in range(body.number("!H")))
+        body.end()
+        command = self._statement(statement).command
         if count and not (command is not None and command.parameters):
             raise _no_parameters()
-        for _ in range(count):
-            body.skip(max(0, body.number("!i")))
-        formats = tuple(body.number("!H") for _ in range(body.number("!H")))
         columns = len(command.columns) if command is not None else 0
         if any(form not in (values.TEXT, values.BINARY) for form in formats):
             raise Refusal("22023", f"unsupported format code: {max(formats)}", "")
@@ -195,14 +202,16 @@ class Console:
         self._out.append(messages.BIND_COMPLETE)
 
     def _describe(self, body: _Reader) -> None:
-        if body.byte() == b"S":
-            statement = self._statement(body.name())
+        kind, name = body.byte(), body.name()
+        body.end()
+        if kind == b"S":
+            statement = self._statement(name)
             command = statement.command
             types = b"".join(struct.pack("!I", oid) for oid in statement.parameters)
             self._out.append(messages.message(b"t", struct.pack("!H", len(statement.parameters)) + types))
             formats = (values.TEXT,) * (len(command.columns) if command is not None else 0)
         else:
-            portal = self._portal(body.name())
+            portal = self._portal(name)
             command, formats = portal.command, portal.formats
         if command is None or not command.columns:
             self._out.append(messages.NO_DATA)
@@ -210,8 +219,9 @@ class Console:
             self._out.append(values.description(command.columns, formats))
 
     def _execute(self, body: _Reader) -> None:
-        portal = self._portal(body.name())
-        limit = body.number("!i")
+        name, limit = body.name(), body.number("!i")
+        body.end()
+        portal = self._portal(name)
         if portal.command is None:
             self._out.append(messages.EMPTY_QUERY)
             return
@@ -281,9 +291,9 @@ class Console:
 
 
 class _Reader:
-    """The fields of a message, one after the other.
+    """The fields of a message, one after the other, and its end.
 
-    :raises ProtocolError: it is shorter than it says
+    :raises ProtocolError: it is shorter or longer than it says
     """
 
     def __init__(self, body: bytes) -> None:
@@ -308,7 +318,14 @@ class _Reader:
         return int(struct.unpack(form, self._take(struct.calcsize(form)))[0])
 
     def skip(self, count: int) -> None:
-        self._take(count)
+        """A value; -1 is NULL."""
+        if count < -1:
+            raise ProtocolError(f"a parameter of {count} bytes")
+        self._take(max(0, count))
+
+    def end(self) -> None:
+        if self._at != len(self._body):
+            raise ProtocolError("invalid message format")
 
     def _take(self, count: int) -> bytes:
         found = self._body[self._at : self._at + count]
