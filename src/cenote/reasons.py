@@ -51,6 +51,7 @@ class Closed(StrEnum):
     PINNED = "pinned"
     UNFINISHED = "unfinished"
     PROTOCOL = "protocol"
+    CANCEL_FAILED = "cancel_failed"
 
 
 class Pinned(StrEnum):
@@ -119,6 +120,7 @@ TEXT: dict[str, dict[str, str]] = {
         "pinned": "the client it was pinned to left, and what its session holds is not undone",
         "unfinished": "its client left in the middle of a message",
         "protocol": "the server sent what the protocol does not allow",
+        "cancel_failed": "nobody knows whether its cancel request was delivered, and it could hit another query",
     },
     "pinned": {
         "settings": "SET, RESET or set_config outlives the transaction",

@@ -25,6 +25,8 @@ import psycopg
 from proxy_kit import RunningProxy, config_for
 
 from cenote import embedded
+from cenote.proxy.client import ClientSession
+from cenote.proxy.server import ServerConnection
 from cenote.testing.faults import FaultProxy, at_random, nothing
 from cenote.testing.postgres import wait_until
 from cenote.testing.wire import LoginRefused, WireFailure
@@ -290,10 +292,8 @@ def parties(number: int) -> tuple[int, int]:
 def sessions_in_memory() -> Counter[str]:
     """How many clients' and servers' sessions the process still knows, by class."""
     gc.collect()
-    names = [f"{type(found).__module__}.{type(found).__name__}" for found in gc.get_objects()]
-    return Counter(
-        name.rsplit(".", 1)[1] for name in names if name.startswith("cenote.proxy.") and name.endswith("Protocol")
-    )
+    kinds = (ClientSession, ServerConnection)
+    return Counter(type(found).__name__ for found in gc.get_objects() if isinstance(found, kinds))
 
 
 def _name(error: BaseException) -> str:

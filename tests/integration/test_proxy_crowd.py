@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,8 @@ MAX_SIZE = 10
 ROUNDS = 3  # transactions of each active client
 AT_ONCE = 200  # log-ins under way
 DEADLINE_S = 120.0
-
-SMALL = (500, 100)
-FULL = (5000, 1000)
+#: Which of them came first. (A sequence would do, but whoever asks it is pinned, for `currval`.)
+WHEN = "SELECT extract(epoch FROM clock_timestamp())"
 
 
 class Client(asyncio.Protocol):
@@ -180,14 +180,6 @@ def server() -> Iterator[embedded.Postgres]:
         yield server
 
 
-@pytest.fixture
-def sequence(server: embedded.Postgres) -> Iterator[None]:
-    """`turn`, from which each query takes its place in the order of service."""
-    server.psql(f"CREATE SEQUENCE turn OWNED BY NONE; GRANT ALL ON SEQUENCE turn TO {server.user}")
-    yield
-    server.psql("DROP SEQUENCE turn")
-
-
 @asynccontextmanager
 async def arrived(server: embedded.Postgres, port: int, count: int) -> AsyncIterator[list[Client]]:
     """So many clients, logged in; they leave at the end."""
@@ -221,13 +213,9 @@ def run(server: embedded.Postgres, port: int, count: int, body: Callable[[list[C
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.mark.parametrize(
-    ("connected", "active"),
-    [SMALL, pytest.param(*FULL, marks=pytest.mark.chaos)],
-    ids=["500 clients", "5000 clients"],
-)
+@pytest.mark.parametrize(("connected", "active"), [(500, 100), (5000, 1000)])
 def test_a_crowd_is_served_on_ten_connections_and_the_server_never_sees_more(
-    server: embedded.Postgres, sequence: None, tmp_path: Path, connected: int, active: int
+    server: embedded.Postgres, tmp_path: Path, connected: int, active: int
 ) -> None:
     if connected + 100 > resource.getrlimit(resource.RLIMIT_NOFILE)[1]:
         pytest.fail(f"RLIMIT_NOFILE's hard limit is too low for {connected} clients")
@@ -246,12 +234,12 @@ def test_a_crowd_is_served_on_ten_connections_and_the_server_never_sees_more(
         # All at once, while every connection is held; then in the order they came.
         for holder in holders:
             await holder.ask("BEGIN")
-        line = [client.ask("SELECT nextval('turn')") for client in rest[:active]]
+        line = [client.ask(WHEN) for client in rest[:active]]
         await asyncio.gather(*(holder.ask("COMMIT") for holder in holders))
-        places = [int((await place)[0]) for place in line]
-        assert sorted(places) == list(range(1, active + 1))
+        times = [Decimal((await answer)[0]) for answer in line]
+        places = {came: place for place, came in enumerate(sorted(range(active), key=times.__getitem__))}
         # Ten are served at once, and the kernel may let a backend wait while the others serve a hundred.
-        near = sum(abs(place - came) <= 3 * MAX_SIZE for came, place in enumerate(places, start=1))
+        near = sum(abs(place - came) <= 3 * MAX_SIZE for came, place in places.items())
         assert near >= 0.95 * active, places
 
         await asyncio.gather(*(transactions(n, client) for n, client in enumerate(rest[:active])))
@@ -273,16 +261,16 @@ def test_a_crowd_is_served_on_ten_connections_and_the_server_never_sees_more(
 
 
 def test_on_one_connection_everybody_is_served_in_the_order_they_came(
-    server: embedded.Postgres, sequence: None, tmp_path: Path
+    server: embedded.Postgres, tmp_path: Path
 ) -> None:
     async def line(everybody: list[Client]) -> None:
         holder, *clients = everybody
         for _ in range(3):
             await holder.ask("BEGIN")
-            answers = [client.ask("SELECT nextval('turn')") for client in clients]
+            answers = [client.ask(WHEN) for client in clients]
             await holder.ask("COMMIT")
-            places = [int((await answer)[0]) for answer in answers]
-            assert places == list(range(places[0], places[0] + len(clients)))
+            times = [Decimal((await answer)[0]) for answer in answers]
+            assert times == sorted(times)
 
     with served(server, tmp_path, 1) as port:
         run(server, port, 301, line)

@@ -159,7 +159,7 @@ def test_pools_say_how_many_server_connections_are_in_which_state_and_who_waits(
     assert row["database"] == "orders"
     assert row["user"] == "app"
     assert (row["mode"], row["state"]) == ("transaction", "running")
-    assert (row["size"], row["min_size"], row["max_size"]) == ("2", "1", "3")
+    assert (row["size"], row["min_size"], row["max_size"]) == ("1", "1", "3")
     assert (row["idle"], row["leased"], row["connecting"]) == ("0", "1", "0")
     assert (row["waiting"], row["oldest_wait_s"]) == ("1", "2.5")
     assert (row["clients"], row["pinned"], row["acquired"], row["refused"]) == ("2", "1", "1", "0")
@@ -571,6 +571,34 @@ def test_answers_to_one_piece_are_bounded(console: Console, monkeypatch: pytest.
     monkeypatch.setattr(module, "_MAX_ANSWER", 50_000)
     with pytest.raises(ProtocolError, match="too much"):
         console.receive(Q("show config;" * 5) * 20)
+
+
+@pytest.mark.parametrize("sent", ["SHOW CLIENTS; SHOW CLIENTS", "extended"])
+def test_a_long_answer_comes_in_portions_and_is_the_same(sent: str, daemon: FakeDaemon) -> None:
+    for _ in range(25):
+        daemon.client()
+    text = P("SHOW CLIENTS") + B() + E() + SYNC if sent == "extended" else Q(sent)
+    whole = Console(daemon).receive(text + Q("SHOW VERSION"))
+    console = Console(daemon, portion=10)
+    portions = [console.receive(text + Q("SHOW VERSION"))]
+    while console.unfinished:
+        portions.append(console.receive(b""))
+    assert b"".join(portions) == whole
+    assert len(portions) == (3 if sent == "extended" else 5)
+    assert max(portion.count(b"10.0.0.") for portion in portions) <= 15
+
+
+def test_what_is_sent_while_an_answer_goes_on_waits_and_is_bounded(daemon: FakeDaemon) -> None:
+    for _ in range(25):
+        daemon.client()
+    console = Console(daemon, portion=10)
+    first = console.receive(Q("SHOW CLIENTS"))
+    assert console.unfinished
+    rest = [console.receive(Q("SHOW VERSION")), console.receive(b"")]
+    assert Answer(first + b"".join(rest)).kinds == "T" + "D" * 25 + "CZ" + "TDCZ"
+    console.receive(Q("SHOW CLIENTS"))
+    with pytest.raises(ProtocolError, match="too much"):
+        console.receive(Q("SHOW VERSION") * 100_000)
 
 
 @given(data=st.binary(max_size=200), split=st.integers(0, 200))

@@ -85,7 +85,7 @@ async def works(client: RawClient) -> None:
     """The session is usable and nobody else's answer is under way."""
     token = secrets.token_hex(4)
     answer = await client.query(f"SELECT '{token}'")
-    assert kinds(answer) == "TDCZ"
+    assert kinds(answer) == "TDCZ", answer
     assert value(answer) == token
 
 
@@ -216,9 +216,10 @@ class RunningProxy:
 
     def counts(self) -> dict[str, int]:
         """How many slots are in each state, over all pools; and `waiting`."""
-        return self.call(self._counts)
+        return self.call(self.counts_now)
 
-    def _counts(self) -> dict[str, int]:
+    def counts_now(self) -> dict[str, int]:
+        """The same, on the proxy's loop."""
         states = ("connecting", "checking", "leased", "resetting", "closing", "waiting")
         counts = dict.fromkeys((*states, "idle"), 0)
         for pool in self.pools():

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import struct
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import psutil
 from proxy_kit import Differential, RunningProxy
 
 from cenote import embedded
@@ -189,3 +191,34 @@ class Everywhere:
         for batch in batches:
             steps += [batch, ready()]
         return await self(*steps, **named)
+
+
+# -- what others notice --------------------------------------------------------------------------------------
+
+
+async def undisturbed(proxy: RunningProxy, pid: str | None = None) -> None:
+    """Whoever comes next gets what it asks for: from this backend."""
+    async with await proxy.client() as client:
+        await client.send(
+            query("BEGIN"), run("SELECT 'next'"), SYNC, query("SELECT pg_backend_pid()"), query("COMMIT")
+        )
+        answer = await client.trace(4)
+        assert kinds(answer) == "CZ" + "12TDCZ" + "TDCZ" + "CZ"
+        assert rows(answer)[0] == ("next",)
+        assert pid is None or rows(answer)[1] == (pid,)
+
+
+def memory() -> int:
+    """Bytes that this process, and the proxy in it, has in use."""
+    return psutil.Process(os.getpid()).memory_info().rss
+
+
+async def stands_still(client: RawClient, sending: asyncio.Task[None]) -> None:
+    """Wait until the other end takes nothing more of what is being sent; fail if all of it was taken."""
+    last, same = 0, 0
+    while same < 20:
+        assert not sending.done(), "everything was taken"
+        now = client.writer.transport.get_write_buffer_size()
+        same = same + 1 if now == last > 0 else 0
+        last = now
+        await asyncio.sleep(0.005)

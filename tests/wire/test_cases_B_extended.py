@@ -1,10 +1,9 @@
-"""Group B, the extended protocol: pipelines, Flush, errors anywhere in a batch, portals."""
+"""Group B, the extended protocol: Flush, errors anywhere in a batch, portals."""
 
 import asyncio
 
-import psycopg
 import pytest
-from proxy_kit import RunningProxy, until, wire
+from proxy_kit import RunningProxy, wire
 from scripts_BD import (
     FLUSH,
     INT4,
@@ -32,97 +31,6 @@ pytest_plugins = ["fixtures_BD"]
 def single(proxy_for, pg18) -> RunningProxy:
     """One server connection for all."""
     return proxy_for(pg18, max_size=1)
-
-
-# -- B3 ------------------------------------------------------------------------------------------------------
-
-
-@wire
-async def test_B3_a_pipeline_of_many_batches_is_answered_in_order(everywhere):
-    count = 300
-    batches = [
-        run(f"SELECT {number}", name=f"n{number % 7}") + close(f"n{number % 7}") + SYNC for number in range(count)
-    ]
-    said = await everywhere(b"".join(batches), ready(count), pieces=(0, 1000))
-    assert [row[0] for row in rows(said)] == [str(number) for number in range(count)]
-
-
-@wire
-async def test_B3_a_pipeline_of_everything_is_answered_in_order(everywhere):
-    said = await everywhere(
-        query("SELECT 1")
-        + run("SELECT 2")
-        + SYNC
-        + SYNC
-        + query("")
-        + parse("s", "SELECT 3")
-        + SYNC
-        + query("SELECT 1/0")
-        + again("s")
-        + again("s")
-        + SYNC
-        + run("SELECT 1/0")
-        + run("SELECT 'discarded'")
-        + query("SELECT 'discarded too'")
-        + SYNC
-        + query("SELECT 4; SELECT 5"),
-        ready(9),
-    )
-    assert [row[0] for row in rows(said)] == ["1", "2", "3", "3", "4", "5"]
-
-
-@wire
-async def test_B3_a_batch_whose_end_comes_after_the_ready_of_the_one_before(everywhere):
-    """What came with the first Sync is already under way on that connection."""
-    said = await everywhere(
-        run("SELECT 1") + SYNC + parse("", "SELECT 2"),
-        ready(),
-        bind() + execute() + SYNC + parse("s", "SELECT 3") + bind("s"),
-        ready(),
-        execute() + SYNC + query("SELECT 4") + bind("s"),
-        ready(2),
-        describe_portal() + execute() + SYNC,
-        ready(),
-    )
-    assert [row[0] for row in rows(said)] == ["1", "2", "3", "4", "3"]
-
-
-@wire
-async def test_B3_the_connection_is_kept_for_a_batch_that_has_begun(single):
-    async with await single.client() as client, await single.client() as other:
-        await client.send(run("SELECT 1"), SYNC, parse("", "SELECT 2"))
-        assert value(await client.until_ready()) == "1"
-        waits = asyncio.create_task(other.query("SELECT 'other'"))
-        await single.reached(waiting=1, leased=1)
-        await client.send(bind(), execute(), SYNC)
-        assert value(await client.until_ready()) == "2"
-        assert value(await waits) == "other"
-
-
-@wire
-async def test_B3_a_message_that_has_begun_is_not_lost_between_two_connections(everywhere):
-    """The first bytes of the next request come with the Sync, its rest after the connection was given back."""
-    text = query("SELECT 'in two halves'")
-    for cut in (1, 4, 5, 6, len(text) - 1):
-        said = await everywhere(
-            run("SELECT 1") + SYNC + text[:cut], ready(), text[cut:] + SYNC, ready(2), pieces=(0,)
-        )
-        assert [row[0] for row in rows(said)] == ["1", "in two halves"]
-
-
-def test_B3_the_pipeline_mode_of_libpq(proxy_for, pg18):
-    proxy = proxy_for(pg18, max_size=1)
-    with psycopg.connect(proxy.dsn, autocommit=True, prepare_threshold=0) as conn:
-        for _ in range(3):
-            with conn.pipeline() as pipeline:
-                cursors = [conn.execute("SELECT %s::int", (number,)) for number in range(50)]
-                pipeline.sync()
-                cursors += [conn.execute("SELECT %s::text", (str(number),)) for number in range(50)]
-            got = [cursor.fetchone()[0] for cursor in cursors]
-            assert got == [*range(50), *map(str, range(50))]
-        with pytest.raises(psycopg.errors.DivisionByZero), conn.pipeline():
-            conn.execute("SELECT 1/0")
-        assert conn.execute("SELECT 1").fetchone() == (1,)
 
 
 # -- B4 ------------------------------------------------------------------------------------------------------
@@ -417,31 +325,3 @@ async def test_B24_binary_results_and_parameters_pass_as_they_are(everywhere):
         bind("s", "\\x", results=(0,)) + execute() + SYNC,
     )
     assert every_byte in said[kinds(said).index("D")].body
-
-
-@wire
-async def test_B3_sixty_clients_pipeline_on_two_connections(proxy_for, pg18):
-    """Each gets its own answers, in its own order."""
-    proxy = proxy_for(pg18, max_size=2)
-    clients = [await proxy.client() for _ in range(60)]
-
-    async def work(number: int) -> None:
-        client = clients[number]
-        for turn in range(5):
-            wanted = [f"{number}/{turn}/{step}" for step in range(4)]
-            await client.send(
-                *(
-                    run("SELECT $1", text, name="s" if turn == step == 0 else "", types=(TEXT,))
-                    for step, text in enumerate(wanted)
-                ),
-                SYNC,
-                again("s", "last"),
-                SYNC,
-            )
-            answer = await client.trace(2)
-            assert [row[0] for row in rows(answer)] == [*wanted, "last"]
-
-    await asyncio.gather(*map(work, range(len(clients))))
-    await until(lambda: proxy.counts()["leased"] == 0)
-    for client in clients:
-        await client.terminate()

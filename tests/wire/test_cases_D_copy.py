@@ -1,11 +1,9 @@
 """Group D, COPY in both directions: whatever happens to it, it stays between the client and its own server."""
 
 import asyncio
-import os
 
-import psutil
 import pytest
-from proxy_kit import RunningProxy, until, wire
+from proxy_kit import RunningProxy, wire
 from scripts_BD import (
     COPY_DONE,
     FLUSH,
@@ -20,9 +18,10 @@ from scripts_BD import (
     parse,
     query,
     run,
+    undisturbed,
 )
 
-from cenote.testing.wire import Message, RawClient, error, errors, kinds, ready, rows, value
+from cenote.testing.wire import Message, error, errors, kinds, ready, rows, value
 from cenote.testing.wire import until as answered
 from cenote.wire import messages
 
@@ -33,7 +32,6 @@ DROP = "DROP TABLE d_copy"
 IN, OUT = "COPY d_copy FROM STDIN", "COPY (SELECT * FROM d_copy ORDER BY id) TO STDOUT"
 COUNT = "SELECT count(*) FROM d_copy"
 PID = "SELECT pg_backend_pid()"
-MEGABYTE = 1_000_000
 
 
 @pytest.fixture
@@ -58,16 +56,6 @@ def lines(*numbers: int) -> bytes:
 def copied(trace: list[Message]) -> bytes:
     """What came out."""
     return b"".join(message.body for message in trace if message.kind == "d")
-
-
-async def undisturbed(proxy: RunningProxy, pid: str | None = None) -> None:
-    """Whoever comes next gets what it asks for: from this backend."""
-    async with await proxy.client() as client:
-        await client.send(query("BEGIN"), run("SELECT 'next'"), SYNC, query(PID), query("COMMIT"))
-        answer = await client.trace(4)
-        assert kinds(answer) == "CZ" + "12TDCZ" + "TDCZ" + "CZ"
-        assert rows(answer)[0] == ("next",)
-        assert pid is None or rows(answer)[1] == (pid,)
 
 
 # -- D1 ------------------------------------------------------------------------------------------------------
@@ -357,62 +345,7 @@ async def test_D4_an_error_in_copy_leaves_transaction_pin_and_connection_as_they
         assert value(await client.query(PID)) == pid
 
 
-# -- D5, D6 --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("end", ["abort", "reset", "terminate", "close"])
-@pytest.mark.parametrize("how", ["simple", "extended", "in a transaction", "in the middle of a row"])
-@wire
-async def test_D5_a_client_that_dies_in_copy_in_leaves_no_rows_and_the_connection(single, table, end, how):
-    async with await single.client() as client:
-        pid = value(await client.query(PID))
-        if how == "in a transaction":
-            await client.query("BEGIN")
-        await client.send(BEGUN + FLUSH if how == "extended" else query(IN))
-        await client.until("G")
-        await client.send(lines(1, 2), messages.message(b"d", b"3\thalf a row") if "row" in how else b"")
-        await getattr(client, end)()
-    await undisturbed(single, pid)
-    async with await single.client() as client:
-        assert value(await client.query(COUNT)) == "0"
-
-
-@wire
-async def test_D5_a_client_that_dies_inside_a_message_costs_at_most_the_connection(single, table):
-    async with await single.client() as client:
-        await client.send(query(IN))
-        await client.until("G")
-        await client.send(lines(1), lines(2)[:-3])
-        await client.abort()
-    await undisturbed(single)
-    async with await single.client() as client:
-        assert value(await client.query(COUNT)) == "0"
-
-
-@wire
-async def test_D5_a_client_that_dies_before_it_was_told_to_send(single, table):
-    async with await single.client() as client:
-        pid = value(await client.query(PID))
-        for batch in (query(IN), BEGUN, BEGUN + SYNC, query(IN) + lines(1)):
-            async with await single.client() as dying:
-                await dying.send(batch)
-                await dying.abort()
-            await undisturbed(single, pid)
-            assert value(await client.query(COUNT)) == "0"
-
-
-@pytest.mark.parametrize("end", ["abort", "terminate"])
-@wire
-async def test_D6_a_client_that_dies_in_copy_out_leaves_the_connection(single, end):
-    async with await single.client() as client:
-        pid = value(await client.query(PID))
-        await client.send(query("COPY (SELECT repeat('x', 1000) FROM generate_series(1, 100000000)) TO STDOUT"))
-        await client.until("d")
-        await getattr(client, end)()
-    await undisturbed(single, pid)
-
-
-# -- D8, D9 --------------------------------------------------------------------------------------------------
+# -- D8 ------------------------------------------------------------------------------------------------------
 
 
 @wire
@@ -442,49 +375,3 @@ async def test_D8_several_copies_in_one_simple_query(everywhere):
     )
     assert kinds(said).startswith("GCTDCGCHdd" + "cCGCZ" + "GCGCZ")
     assert [row[0] for row in rows(said)] == ["between", "4"]
-
-
-def memory() -> int:
-    """Bytes this process, and the proxy in it, has in use."""
-    return psutil.Process(os.getpid()).memory_info().rss
-
-
-@wire
-async def test_D9_a_client_that_does_not_read_makes_the_server_wait(single, admin):
-    """And memory stays what it was."""
-    text = "COPY (SELECT repeat('x', 1000) FROM generate_series(1, 60000)) TO STDOUT"
-    async with await single.client() as client:
-        before = memory()
-        await client.send(query(text))
-        waiting = "SELECT wait_event FROM pg_stat_activity WHERE query = %s AND wait_event = 'ClientWrite'"
-        await until(lambda: admin.rows(waiting, (text,)), "the server waits")
-        assert memory() - before < 16 * MEGABYTE
-        assert len(copied(await client.until_ready())) == 60_000 * 1001
-
-
-@wire
-async def test_D9_a_server_that_does_not_read_makes_the_client_wait(single, table, admin):
-    """The first row waits for a lock, and 60 MB are behind it."""
-    block = messages.message(b"d", b"".join(b"%d\t%s\n" % (number, b"x" * 990) for number in range(1000)))
-    async with await single.client() as client:
-        with admin.conn.transaction():
-            admin.rows("LOCK TABLE d_copy")
-            await client.send(query("COPY d_copy (name) FROM STDIN".replace(" (name)", "")))
-            before = memory()
-            sending = asyncio.create_task(send_all(client, block, 60))
-            await until(lambda: sending.done() or client.writer.transport.get_write_buffer_size(), "it waits")
-            await single.reached(leased=1)
-            assert not sending.done()
-            assert memory() - before < 16 * MEGABYTE
-            admin.rows("ALTER TABLE d_copy DROP CONSTRAINT d_copy_pkey")
-        await sending
-        assert kinds(await client.until_ready()) == "GCZ"
-        assert value(await client.query(COUNT)) == "60000"
-        assert memory() - before < 24 * MEGABYTE
-
-
-async def send_all(client: RawClient, block: bytes, count: int) -> None:
-    """Send as fast as the other end takes it."""
-    for _ in range(count):
-        await client.send(block)
-    await client.send(COPY_DONE)

@@ -166,6 +166,52 @@ async def test_E4_when_the_cancel_connection_ends_the_cancel_has_been_delivered(
 
 
 @wire
+async def test_E4_an_answer_in_the_same_turn_as_the_cancel_does_not_free_the_connection(proxy_for):
+    """Between the cancel request and its dial there is no moment in which nobody remembers it."""
+    closing = asyncio.Event()
+
+    async def answered_by_the_test(session: ServerEnd) -> None:
+        await session.expect("Q")
+        await session.serve()
+
+    async with ScriptedServer(answered_by_the_test, on_cancel=lambda _: closing.wait()) as server:
+        proxy = proxy_for(server, max_size=1)
+        async with await proxy.client() as client, await proxy.client() as other:
+            await client.send(messages.query("SELECT slow"))
+            await until(lambda: server.sessions[0].heard)
+
+            def at_once() -> dict[str, int]:
+                session = proxy.daemon.clients[client.key[0]]
+                proxy.daemon.cancel(*client.key)
+                session.server.data_received(messages.command_complete("SELECT 0") + messages.READY_IDLE)
+                return proxy.counts_now()
+
+            counts = proxy.call(at_once)
+            assert kinds(await client.until_ready()) == "CZ"
+            assert (counts["resetting"], counts["idle"]) == (1, 0)
+            await other.send(messages.query("SELECT next"))
+            await until(server.sessions[0].cancelled.is_set)
+            assert len(server.sessions[0].heard) == 1
+            closing.set()
+            assert value(await other.until_ready()) == "0: SELECT next"
+
+
+@wire
+async def test_E4_a_cancel_of_which_nobody_knows_whether_it_was_delivered_costs_the_connection(proxy_for):
+    async def resets(end: ServerEnd) -> None:
+        end.reset()
+
+    async with ScriptedServer(finishes_anyway, ServerEnd.serve, on_cancel=resets) as server:
+        proxy = proxy_for(server, max_size=1)
+        async with await proxy.client() as first, await proxy.client() as second:
+            await first.send(messages.query("SELECT slow"))
+            await until(lambda: server.sessions[0].heard)
+            await send_cancel(proxy.address, first.key)
+            assert value(await first.until_ready()) == "0: finished"
+            assert value(await second.query("SELECT next")) == "1: SELECT next"
+
+
+@wire
 async def test_E4_a_cancel_that_never_ends_costs_the_connection_and_nobody_waits_for_it(proxy_for):
     forever = asyncio.Event()
     async with ScriptedServer(finishes_anyway, ServerEnd.serve, on_cancel=lambda _: forever.wait()) as server:
@@ -224,7 +270,7 @@ async def test_E4_cancels_at_any_moment_never_hit_another_client(proxy_for, pg18
         return count
 
     async def victim(client: RawClient) -> None:
-        for number in range(150):
+        for number in range(400):
             await client.send(messages.query("SELECT pg_sleep(0.002)" if number % 2 else "SELECT 1"))
             await send_cancel(proxy.address, client.key)
             answer = await client.until_ready()

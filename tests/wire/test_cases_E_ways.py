@@ -102,7 +102,7 @@ async def test_E8_many_cancels_of_one_query_are_few_at_the_server(proxy_for):
             assert value(await client.query("SELECT next")) == "0: SELECT next"
 
 
-@pytest.mark.parametrize("end", ["close", "reset"])
+@pytest.mark.parametrize("end", ["close", "reset", "terminate"])
 @wire
 async def test_E9_a_client_that_goes_away_cancels_its_own_query_only(proxy, admin, gate, end):
     async with await proxy.client() as other, await proxy.client() as client:

@@ -48,8 +48,9 @@ def lines(daemon: Daemon, password: str) -> list[tuple[str, str]]:
         ("clients", f"at most {config.listen.max_clients:,}"),
     ]
     if config.metrics_port is not None:
-        port = getattr(daemon, "metrics_port", 0) or config.metrics_port
-        found.append(("metrics", f"http://{_host(config.metrics_host)}:{port}/metrics"))
+        port = config.metrics_port or getattr(daemon, "metrics_port", 0)
+        where = f"http://{_host(config.metrics_host)}:{port}/metrics" if port else "see metrics_served in the log"
+        found.append(("metrics", where))
     if config.admin_users:
         found.append(("console (SHOW ...)", _url(daemon, config.admin_users[0], password, CONSOLE)))
     return [*found, ("", "Ctrl-C drains and stops")]

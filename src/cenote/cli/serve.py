@@ -8,6 +8,7 @@ import contextlib
 import errno
 import re
 import resource
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -168,7 +169,9 @@ def _run(config: "Config", password: str) -> None:
     except OSError as error:
         if seen:
             raise
-        text = str(error.strerror or error)
+        text = str(error.strerror or error).removeprefix("cenote: ")
+        if isinstance(error, socket.gaierror):
+            text = f"{config.listen.host}: {text}"
         option = "--metrics-port" if "metrics" in text else "--port"
         mend = (
             f"; choose another port with {option} (0 takes a free one)" if error.errno == errno.EADDRINUSE else ""
@@ -179,7 +182,7 @@ def _run(config: "Config", password: str) -> None:
         served = daemon.logins.count()
         refused = sum(daemon.login_failures.values())
         print(
-            f"cenote: drained and stopped after {time.monotonic() - begun:.1f} s; "
+            f"cenote: stopped after {time.monotonic() - begun:.1f} s; "
             f"{served} log-in{'' if served == 1 else 's'} of clients, {refused} refused",
             flush=True,
         )

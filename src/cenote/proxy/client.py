@@ -439,9 +439,10 @@ class ClientSession(Named):
 
     def _fresh_sequences(self, server: ServerConnection, reading: Reading) -> None:
         """What reads `currval` or `lastval` shall fail rather than hear of another client's sequences."""
-        if reading.reads & _SEQUENCE and server.status == _IDLE and server.replies.kind == _OWED_NONE:
-            if not (self.raw or server.replies.open):
-                server.inject(b"DISCARD SEQUENCES", None)
+        if not reading.reads & _SEQUENCE or self.raw:
+            return
+        if server.status == _IDLE and server.replies.kind == _OWED_NONE and not server.replies.open:
+            server.inject(b"DISCARD SEQUENCES", None)
 
     def _beware_bound(self, server: ServerConnection, reading: Reading, portal: bytes) -> None:
         """A statement that is more than harmless is about to be bound."""

@@ -28,11 +28,13 @@ from cenote.proxy.auth.keys import KeyCache
 from cenote.proxy.client import ClientSession
 from cenote.proxy.config import Config, pool_options
 from cenote.proxy.inbox import Inbox
-from cenote.proxy.log import get_log
+from cenote.proxy.listen import Listener, tcp_sockets, unix_socket
+from cenote.proxy.log import flush_logs, get_log
 from cenote.proxy.login import Cancel, Gate, Login, login
 from cenote.proxy.metrics import start_metrics_server
 from cenote.proxy.pool import ProxyPool
 from cenote.proxy.settings import settings_key
+from cenote.proxy.sockets import attach
 from cenote.proxy.target import target_of
 from cenote.proxy.tunnel import Tunnels
 from cenote.proxy.works import Declined, Works, parameters_for
@@ -45,6 +47,7 @@ log = get_log("cenote.proxy")
 CONSOLE = "cenote"
 _SWEEP_S = 1.0
 _STOP_S = 10.0
+_PORTION, _STALLED_S = 500, 0.05  # rows of the console sent at once; how long to wait for a slow reader
 _HIGH_WATER = 1_048_576  # bytes a peer may have unsent before the other end is made to wait
 
 
@@ -67,7 +70,7 @@ class Daemon:
         self.cancels: dict[str, int] = {}
         self.draining = False
         self._by_key: dict[tuple[str, str], ProxyPool] = {}
-        self._servers: list[asyncio.AbstractServer] = []
+        self._listeners: list[Listener] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._executor = ThreadPoolExecutor(2, "cenote-keys")
         self._keys = KeyCache(self._executor)
@@ -94,30 +97,18 @@ class Daemon:
         if listen.tls_cert is not None and listen.tls_mode != "disable":
             context = server_context(listen.tls_cert, listen.tls_key or listen.tls_cert)
         self.gate = Gate(self.config, context, self._keys)
-        backlog = _somaxconn()
         self.started = monotonic()
         try:
             for host in filter(None, (host.strip() for host in listen.host.split(","))):
-                server = await loop.create_server(
-                    self._accept,
-                    host,
-                    self.port or listen.port,
-                    backlog=backlog,
-                    reuse_address=True,
-                )
-                self._servers.append(server)
-                address = server.sockets[0].getsockname()
-                self.port = address[1]
-                self.addresses.append(
-                    f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
-                )
+                for sock in tcp_sockets(host, self.port or listen.port):
+                    self._listeners.append(Listener(sock, self._accepted))
+                    numeric, self.port = sock.getsockname()[:2]
+                    self.addresses.append(
+                        f"[{numeric}]:{self.port}" if ":" in numeric else f"{numeric}:{self.port}"
+                    )
             if listen.unix_dir is not None:
                 path = Path(listen.unix_dir) / f".s.PGSQL.{self.port or listen.port}"
-                with contextlib.suppress(FileNotFoundError):
-                    if path.is_socket() and not _answers(path):
-                        path.unlink()
-                self._servers.append(await loop.create_unix_server(self._accept, str(path), backlog=backlog))
-                path.chmod(0o777)
+                self._listeners.append(Listener(unix_socket(path), self._accepted))
                 self.addresses.append(str(path))
             if self.config.metrics_port is not None:
                 self._stop_metrics = start_metrics_server(self, self.config.metrics_host, self.config.metrics_port)
@@ -137,8 +128,8 @@ class Daemon:
         :param timeout: seconds after which running queries are cancelled
         """
         self.draining = True
-        for server in self._servers:
-            server.close()
+        for listener in self._listeners:
+            listener.close()
         now = monotonic()
         for pool in self.pools:
             pool.machine.drain(now, now + timeout)
@@ -158,8 +149,8 @@ class Daemon:
         self.draining = True
         if self._sweeper is not None:
             self._sweeper.cancel()
-        for server in self._servers:
-            server.close()
+        for listener in self._listeners:
+            listener.close()
         for client in [*self.clients.values(), *self.arriving]:
             client.fail("57P01", "cenote: the pooler is shutting down")
         for task in list(self._tasks):
@@ -183,10 +174,8 @@ class Daemon:
         if self._stop_metrics is not None:
             self._stop_metrics()
         self._executor.shutdown(wait=False, cancel_futures=True)
-        for server in self._servers:
-            with contextlib.suppress(Exception):
-                await server.wait_closed()
         log.info("stopped")
+        flush_logs(last=True)
 
     async def _emptied(self, timeout: float) -> None:
         """Wait until no client is left, but not for long."""
@@ -212,9 +201,8 @@ class Daemon:
             pool.perform()
         return pool
 
-    def _accept(self) -> Any:
-        """A protocol, as asyncio calls it: sessions have its methods without deriving from it."""
-        return ClientSession(self)
+    def _accepted(self, sock: socket.socket) -> None:
+        attach(sock, ClientSession(self))
 
     # -- clients ----------------------------------------------------------------------------------------------
 
@@ -358,7 +346,7 @@ class Daemon:
 
     async def _console(self, client: ClientSession) -> None:
         """The virtual database: read, answer, until the client ends."""
-        console = Console(self)
+        console = Console(self, portion=_PORTION)
         self._enter(client)
         client.write(
             messages.AUTHENTICATION_OK
@@ -411,6 +399,7 @@ class Daemon:
         now = monotonic()
         for pool in self.pools:
             pool.works.sweep(now)
+        flush_logs()
         self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
 
     def sessions(self) -> Iterable[ClientSession]:
@@ -437,19 +426,9 @@ class _ConsoleInbox(Inbox):
             self.client.write(answer)
         if self.console.closed:
             self.client.close()
-
-
-def _somaxconn() -> int:
-    try:
-        return int(Path("/proc/sys/net/core/somaxconn").read_text())
-    except (OSError, ValueError):
-        return 4096
-
-
-def _answers(path: Path) -> bool:
-    """Whether somebody listens at this socket file."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(path)) == 0
+        elif self.console.unfinished and not self.client.lost:
+            # Long tables go out in portions, as fast as they are read.
+            asyncio.get_running_loop().call_later(_STALLED_S if self.client.stalled else 0.0, self.feed, b"")
 
 
 def run(config: Config, on_ready: Callable[[Daemon], None] | None = None, drain_timeout: float = 30.0) -> None:

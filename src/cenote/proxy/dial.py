@@ -24,6 +24,7 @@ from cenote.proxy.auth.answer import Dialed, DialError, TooNew, log_in
 from cenote.proxy.auth.keys import KeyCache
 from cenote.proxy.inbox import Inbox
 from cenote.proxy.peer import Peer
+from cenote.proxy.sockets import attach
 from cenote.reasons import Failure
 from cenote.wire import messages
 from cenote.wire.tls import ALPN, client_context
@@ -333,14 +334,16 @@ async def _opened(factory: Callable[[], P], address: Address) -> AsyncIterator[P
         return peer
 
     try:
-        if address.unix:
-            await loop.create_unix_connection(make, address.sockaddr)
-        else:
-            numeric, port = address.sockaddr[:2]
-            transport, _ = await loop.create_connection(
-                make, numeric, port, family=address.family, flags=socket.AI_NUMERICHOST
-            )
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock = socket.socket(address.family, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            if not address.unix:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            await loop.sock_connect(sock, address.sockaddr)
+        except BaseException:
+            sock.close()
+            raise
+        attach(sock, make())
         yield made[0]
     except BaseException:
         for peer in made:

@@ -191,7 +191,7 @@ class _Json(logging.Formatter):
         if record.exc_info:
             told["traceback"] = self.formatException(record.exc_info)
         first = {name: told.pop(name) for name in ("time", "level", "logger", "event")}
-        return json.dumps({**first, **told}, ensure_ascii=False)
+        return json.dumps({**first, **told})
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -136,14 +136,18 @@ class ProxyPool(Lender):
         if server.asked_at:
             self.queries += 1
             self.query_s.observe(now - server.asked_at)
+            self.errors += server.failed
             self.transactions += 1
             self.transaction_s.observe(now - server.began_at)
             server.asked_at = 0.0
         if client.raw:
             return
         self._part(client, server)
+        client.since = now
         if server.cancels:
             self.machine.release_touched(server.slot, now)
+        elif server.doubtful:
+            self.machine.release_broken(server.slot, now, "cancel_failed", "private")
         else:
             self.machine.release(server.slot, now)
         if self.machine.effects:
@@ -156,6 +160,7 @@ class ProxyPool(Lender):
             now = monotonic()
             self.queries += 1
             self.query_s.observe(now - server.asked_at)
+            self.errors += server.failed
             server.asked_at = 0.0
             client.since = now
         if self.statement_mode:
@@ -312,7 +317,7 @@ class ProxyPool(Lender):
                 self.machine.release_broken(slot, now, "unfinished", "private")
             elif (client.raw and not self.session_mode) or client.touching:
                 self.machine.release_broken(slot, now, "pinned", "private")
-            elif server.rests() and not server.cancels and not self.session_mode:
+            elif server.rests() and not (server.cancels or server.doubtful or self.session_mode):
                 self.machine.release(slot, now)
             else:
                 self.machine.release_touched(slot, now)

@@ -48,6 +48,7 @@ cdef class ServerConnection(Peer):
     cdef public object quiet
     cdef public object farewell
     cdef public int cancels
+    cdef public bint doubtful
     cdef public double cancel_wanted
     cdef public dict parameters
     cdef public long backend_pid

@@ -118,6 +118,7 @@ class ServerConnection(Peer):
         self.quiet: asyncio.Future[None] | None = None
         self.farewell: asyncio.Future[None] | None = None
         self.cancels = 0
+        self.doubtful = False  # a cancel request may or may not have been delivered
         self.cancel_wanted = 0.0  # asked_at of the request that a cancel waits for; 0: none
         # Filled in by the log-in.
         self.parameters: dict[bytes, bytes] = {}

@@ -245,7 +245,7 @@ class Works:
             server.forget_all()
             server.settings = None
             server.slot.settings = None
-        return not server.lost
+        return not (server.lost or server.doubtful)
 
     async def _close(self, slot: Slot) -> None:
         """Close a connection and wait until the server has let go of it."""
@@ -282,23 +282,29 @@ class Works:
             # One is on its way, perhaps for what was before; or ours runs, and the client's comes after.
             server.cancel_wanted = server.asked_at
             return None
-        return self.spawn(self._cancel(server))
+        server.cancels += 1  # at once: the answer may be here before the task begins
+        task = self.spawn(self._cancel(server))
+        task.add_done_callback(lambda _: self._cancelled(server))
+        return task
 
     async def _cancel(self, server: ServerConnection) -> None:
-        server.cancels += 1
+        delivered = False
         try:
             delivered = await send_cancel(
                 server.endpoint, server.backend_pid, server.backend_secret, timeout=_CANCEL_S
             )
+        finally:
             self.pool.daemon.count_cancel("delivered" if delivered else "failed")
             if not delivered:
+                server.doubtful = True  # it may still strike: nobody else may have this connection
                 log.warning("cancel_failed", pool=self.pool.name, server_pid=server.backend_pid)
-        finally:
-            server.cancels -= 1
-            if server.cancel_wanted:
-                self.pool.cancel_now(server)
-            if server.quiet is not None and not server.quiet.done() and not server.cancels:
-                server.quiet.set_result(None)
+
+    def _cancelled(self, server: ServerConnection) -> None:
+        server.cancels -= 1
+        if server.cancel_wanted:
+            self.pool.cancel_now(server)
+        if server.quiet is not None and not server.quiet.done() and not server.cancels:
+            server.quiet.set_result(None)
 
     # -- every second -----------------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 Bytes in, bytes out: the simple and the extended query protocol, prepared statements and portals with row limits,
 text and binary results, transactions in name. What a text means is decided in `commands.py`. Everything a client
-can make it keep is bounded. It refuses parameters, COPY and function calls.
+can make it keep is bounded, and a long answer may be given in portions, so that nobody else waits for it. It
+refuses parameters, COPY and function calls.
 
 Source: PostgreSQL documentation, "Message Flow".
 """
@@ -25,6 +26,8 @@ _IN_EXTENDED = b"PBDECH"
 _MAX_FRAME = 65_536
 _MAX_KEPT = 200  # prepared statements, and portals
 _MAX_ANSWER = 64 * 1024 * 1024  # to what came in one piece
+_MAX_AHEAD = 1024 * 1024  # sent while the answer to what came before is not finished
+_DONE = object()
 _SUSPENDED = messages.message(b"s")
 
 
@@ -50,10 +53,14 @@ class Console:
     """One client of the console, after its log-in. On the event loop.
 
     closed: it has said that it ends
+    unfinished: there is more to answer: `receive(b"")` goes on
+
+    :param portion: rows after which `receive` returns for a moment; None: all at once (10,000 rows take 0.1 s)
     """
 
-    def __init__(self, daemon: Any) -> None:
+    def __init__(self, daemon: Any, portion: int | None = None) -> None:
         self.daemon = daemon
+        self._portion = portion
         self.closed = False
         self._part = b""
         self._status = b"I"
@@ -61,6 +68,12 @@ class Console:
         self._statements: dict[bytes, _Statement] = {}
         self._portals: dict[bytes, _Portal] = {}
         self._out: list[bytes] = []
+        self._answered = 0
+        self._work: Iterator[None] | None = None  # the message that is being answered
+
+    @property
+    def unfinished(self) -> bool:
+        return self._work is not None
 
     def greeting(self) -> bytes:
         """What it says of itself at log-in: ParameterStatus messages."""
@@ -71,31 +84,46 @@ class Console:
 
         :raises ProtocolError: it is malformed, or asks for too much at once; the connection is to be closed
         """
-        data = self._part + data
-        at = 0
+        self._part += data
+        if self._work is not None and len(self._part) > _MAX_AHEAD:
+            raise ProtocolError("too much was asked at once; read the answers first")
         self._out = []
-        size = 0
-        while not self.closed and len(data) - at >= 5:
-            kind, length = data[at], int.from_bytes(data[at + 1 : at + 5], "big")
-            if kind not in _KINDS:
-                raise ProtocolError(f"invalid frontend message type {kind}")
-            if not 4 <= length <= _MAX_FRAME:
-                raise ProtocolError(f"a message of {length} bytes; the console takes {_MAX_FRAME}")
-            if len(data) - at < length + 1:
-                break
-            known = len(self._out)
-            self._message(kind, data[at + 5 : at + 1 + length])
-            at += 1 + length
-            size += sum(map(len, self._out[known:]))
-            if size > _MAX_ANSWER:
+        at = 0
+        while not self.closed:
+            if self._work is None:
+                at, self._work = self._next(at)
+                if self._work is None:
+                    break
+            size = len(self._out)
+            paused = next(self._work, _DONE) is not _DONE
+            self._answered += sum(map(len, self._out[size:]))
+            if self._answered > _MAX_ANSWER:
                 raise ProtocolError("too much was asked at once; read the answers first")
-        self._part = b"" if self.closed else data[at:]
-        out, self._out = self._out, []
-        return b"".join(out)
+            if paused:
+                break
+            self._work = None
+        self._answered = 0
+        self._part = b"" if self.closed else self._part[at:]
+        return b"".join(self._out)
+
+    def _next(self, at: int) -> tuple[int, Iterator[None] | None]:
+        """The work of the next message, if it is there in whole, and where the one after it begins."""
+        data = self._part
+        if len(data) - at < 5:
+            return at, None
+        kind, length = data[at], int.from_bytes(data[at + 1 : at + 5], "big")
+        if kind not in _KINDS:
+            raise ProtocolError(f"invalid frontend message type {kind}")
+        if not 4 <= length <= _MAX_FRAME:
+            raise ProtocolError(f"a message of {length} bytes; the console takes {_MAX_FRAME}")
+        if len(data) - at < length + 1:
+            return at, None
+        return at + 1 + length, self._message(kind, data[at + 5 : at + 1 + length])
 
     # -- messages ---------------------------------------------------------------------------------------------
 
-    def _message(self, kind: int, body: bytes) -> None:
+    def _message(self, kind: int, body: bytes) -> Iterator[None]:
+        """Answer a message; it stops for a moment wherever a portion of rows is full."""
         letter = chr(kind)
         if letter == "X":
             self.closed = True
@@ -108,19 +136,19 @@ class Console:
         elif self._skipping:
             return
         elif letter == "Q":
-            self._query(body)
+            yield from self._query(body)
         elif letter == "F":
             self._say_error(Refusal("0A000", "cenote: the console calls no functions"))
             self._ready()
         elif kind in _IN_EXTENDED:
             try:
-                self._extended(letter, _Reader(body))
+                yield from self._extended(letter, _Reader(body))
             except Refusal as refusal:
                 self._say_error(refusal)
                 self._skipping = True
         # What is left are the messages of COPY, which a server ignores outside of one.
 
-    def _extended(self, letter: str, body: _Reader) -> None:
+    def _extended(self, letter: str, body: _Reader) -> Iterator[None]:
         if letter == "P":
             self._parse(body)
         elif letter == "B":
@@ -128,7 +156,7 @@ class Console:
         elif letter == "D":
             self._describe(body)
         elif letter == "E":
-            self._execute(body)
+            yield from self._execute(body)
         elif letter == "C":
             kept: dict[bytes, Any] = self._statements if body.byte() == b"S" else self._portals
             kept.pop(body.name(), None)
@@ -137,7 +165,7 @@ class Console:
 
     # -- simple -----------------------------------------------------------------------------------------------
 
-    def _query(self, body: bytes) -> None:
+    def _query(self, body: bytes) -> Iterator[None]:
         self._portals.pop(b"", None)
         self._statements.pop(b"", None)
         reader = _Reader(body)
@@ -152,7 +180,7 @@ class Console:
                 formats = (values.TEXT,) * len(command.columns)
                 if command.columns:
                     self._out.append(values.description(command.columns, formats))
-                self._finish(_Portal(command, formats), 0)
+                yield from self._finish(_Portal(command, formats), 0)
         except Refusal as refusal:
             self._say_error(refusal)
         self._ready()
@@ -218,7 +246,7 @@ class Console:
         else:
             self._out.append(values.description(command.columns, formats))
 
-    def _execute(self, body: _Reader) -> None:
+    def _execute(self, body: _Reader) -> Iterator[None]:
         name, limit = body.name(), body.number("!i")
         body.end()
         portal = self._portal(name)
@@ -227,7 +255,7 @@ class Console:
             return
         if portal.rows is None:
             self._allowed(portal.command)
-        self._finish(portal, limit)
+        yield from self._finish(portal, limit)
 
     def _statement(self, name: bytes) -> _Statement:
         statement = self._statements.get(name)
@@ -243,7 +271,7 @@ class Console:
 
     # -- results ----------------------------------------------------------------------------------------------
 
-    def _finish(self, portal: _Portal, limit: int) -> None:
+    def _finish(self, portal: _Portal, limit: int) -> Iterator[None]:
         """Send rows of a command, at most `limit` (0: all), and its end if that is it."""
         command = portal.command
         assert command is not None
@@ -257,6 +285,8 @@ class Console:
             if sent == limit:
                 self._out.append(_SUSPENDED)
                 return
+            if self._portion is not None and sent % self._portion == 0:
+                yield
         tag = f"SELECT {sent}" if command.tag == "SELECT" else portal.tag
         self._out.append(messages.command_complete(tag))
 

@@ -31,10 +31,10 @@ class Table:
     rows: Callable[[Any, float], Iterable[Any]]
 
     def read(self, daemon: Any) -> Iterator[Row]:
-        """All rows, at one moment. On the event loop; lazily, so that a portal pays for what it takes."""
-        now = monotonic()
+        """All rows, each as it is when it is taken. On the event loop; a portal pays for what it takes."""
         reads = [column.read for column in self.columns if column.read is not None]
-        for item in self.rows(daemon, now):
+        for item in self.rows(daemon, monotonic()):
+            now = monotonic()
             yield [read(item, now) for read in reads]
 
 

@@ -1,0 +1,121 @@
+"""Listening sockets: opened, accepted from, closed. A process out of descriptors pauses instead of spinning."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cenote.proxy.log import get_log
+
+log = get_log("cenote.proxy")
+
+_AT_ONCE = 64  # accepted in one turn of the loop
+_PAUSE_S = 0.5  # how long nothing is accepted when there are no descriptors left
+
+
+def tcp_sockets(host: str, port: int) -> list[socket.socket]:
+    """Sockets bound to every address of a name.
+
+    :raises OSError: an address is taken or not ours
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    made: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, found_address in dict.fromkeys(found):
+            address: Any = found_address
+            sock = socket.socket(family, kind, protocol)
+            made.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                sock.bind(address)
+            except OSError as error:
+                raise OSError(error.errno, f"{address[0]}:{address[1]}: {os.strerror(error.errno or 0)}") from None
+    except BaseException:
+        for sock in made:
+            sock.close()
+        raise
+    return made
+
+
+def unix_socket(path: Path) -> socket.socket:
+    """A socket bound to a path; one that a dead process left there is taken over.
+
+    :raises OSError: the directory is not ours, or somebody answers there
+    """
+    if path.is_socket():
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(str(path)) == 0:
+                raise OSError(errno.EADDRINUSE, f"{path}: {os.strerror(errno.EADDRINUSE)}")
+        path.unlink()
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.bind(str(path))
+        path.chmod(0o777)  # who may log in is decided by the log-in
+    except OSError as error:
+        sock.close()
+        raise OSError(error.errno, f"{path}: {os.strerror(error.errno or 0)}") from None
+    return sock
+
+
+class Listener:
+    """One listening socket. `arrived` is called with each connection. On the event loop."""
+
+    def __init__(self, sock: socket.socket, arrived: Callable[[socket.socket], None]) -> None:
+        self.sock = sock
+        self.arrived = arrived
+        self.exhausted = 0  # how often there was no descriptor for a client
+        self._loop = asyncio.get_running_loop()
+        self._pause: asyncio.TimerHandle | None = None
+        self._open = True
+        sock.setblocking(False)
+        sock.listen(_backlog())
+        self._loop.add_reader(sock, self._ready)
+
+    def close(self) -> None:
+        """Accept no more."""
+        if self._open:
+            self._open = False
+            if self._pause is not None:
+                self._pause.cancel()
+            else:
+                self._loop.remove_reader(self.sock)
+            if self.sock.family == socket.AF_UNIX:
+                with contextlib.suppress(OSError):
+                    Path(self.sock.getsockname()).unlink()
+            self.sock.close()
+
+    def _ready(self) -> None:
+        for _ in range(_AT_ONCE):
+            try:
+                sock, _ = self.sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    raise
+                self.exhausted += 1
+                log.error("no_descriptors", error=os.strerror(error.errno or 0), pause_s=_PAUSE_S)
+                self._loop.remove_reader(self.sock)
+                self._pause = self._loop.call_later(_PAUSE_S, self._again)
+                return
+            self.arrived(sock)
+
+    def _again(self) -> None:
+        self._pause = None
+        self._loop.add_reader(self.sock, self._ready)
+
+
+def _backlog() -> int:
+    """As many as the kernel lets wait."""
+    try:
+        return int(Path("/proc/sys/net/core/somaxconn").read_text())
+    except (OSError, ValueError):
+        return 4096

@@ -1,0 +1,52 @@
+cimport cython
+
+cdef int _IN, _OUT, _ENDED, _ROUNDS, _BATCH
+cdef Py_ssize_t _SEND_BYTES
+
+cdef class Poller:
+    cdef public object loop
+    cdef public object epoll
+    cdef public object poll
+    cdef public dict transports
+    cdef public list unsent
+    cdef public bytearray scratch
+    cdef public bint running
+    cdef object __weakref__
+
+    @cython.locals(fd=object, mask=int, transport=SocketTransport)
+    cpdef run(self)
+    cpdef later(self, SocketTransport transport)
+    @cython.locals(unsent=list, transport=SocketTransport)
+    cpdef flush(self)
+
+cdef class SocketTransport:
+    cdef public Poller poller
+    cdef public object sock
+    cdef public int fd
+    cdef public object protocol
+    cdef public list pending
+    cdef public Py_ssize_t size
+    cdef public Py_ssize_t high
+    cdef public Py_ssize_t low
+    cdef public bint full
+    cdef public bint queued
+    cdef public bint closing
+    cdef public bint gone
+    cdef public bint ending
+    cdef public int mask
+    cdef object __weakref__
+
+    @cython.locals(p="char*", n=Py_ssize_t, scratch=bytearray)
+    cpdef readable(self, int mask)
+    cpdef pause_reading(self)
+    cpdef resume_reading(self)
+    cpdef write(self, bytes data)
+    @cython.locals(pending=list, data=bytes, sent=Py_ssize_t)
+    cpdef flush(self)
+    cpdef write_eof(self)
+    cdef bytes _joined(self)
+    cdef _shut(self)
+    cpdef close(self)
+    cpdef abort(self)
+    cdef _fail(self, error)
+    cdef _ask(self, int mask)
