@@ -83,7 +83,7 @@ class Client:
             raise Failed(_words(kind, body))
         for _ in range(times):
             self._socket.sendall(chunk)
-        self._socket.sendall(messages.COPY_DONE)
+        self._socket.sendall(messages.message(b"c"))
         self._skip_answer()
 
     def _skip_answer(self) -> int:

@@ -8,7 +8,8 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """Processor time of a process since it began, all threads, those that ended too. `user_s` is coarse (10 ms)."""
+    """Processor time of a process since it began, with threads that ended. `user_s` is coarse (10 ms)."""
 
     cpu_s: float
     user_s: float
@@ -62,18 +63,29 @@ def gone_with_us(processors: set[int] | None) -> Callable[[], None]:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Which processors are whose. None: the scheduler's choice."""
+    """Which processors are whose, of `count`. None: the scheduler's choice."""
 
     proxy: set[int] | None
     others: set[int] | None
+    count: int
 
     @classmethod
     def chosen(cls, pin: bool) -> "Places":
         """One processor for the proxy under test, the rest for clients and server, where there are two."""
         all_of_them = os.sched_getaffinity(0)
         if not pin or len(all_of_them) < 2:
-            return cls(None, None)
-        return cls({max(all_of_them)}, all_of_them - {max(all_of_them)})
+            return cls(None, None, len(all_of_them))
+        return cls({max(all_of_them)}, all_of_them - {max(all_of_them)}, len(all_of_them))
+
+    @contextmanager
+    def for_others(self) -> Iterator[None]:
+        """Within the block this process, and what it starts, is where clients and server belong."""
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, self.others or before)
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, before)
 
     def __str__(self) -> str:
         if self.proxy is None or self.others is None:

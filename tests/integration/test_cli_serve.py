@@ -289,6 +289,21 @@ def test_a_bad_file_exits_1_with_all_problems(tmp_path: Path) -> None:
     assert len(json.loads(ended.stdout)["problems"]) == 2
 
 
+def test_trust_is_good_and_warned_of(tmp_path: Path) -> None:
+    file = tmp_path / "cenote.toml"
+    file.write_text('auth = "trust"\n[databases.app]\n[users.app]\n')
+    ended = cenote("check-config", str(file))
+    assert (ended.returncode, ended.stdout.splitlines()[0]) == (0, f"{file}: good")
+    warning = "auth = 'trust': whoever can reach 127.0.0.1 is let in without a password as app"
+    assert ended.stderr == f"{file}: warning: {warning}\n"
+    assert json.loads(cenote("check-config", str(file), "--json").stdout)["warnings"] == [warning]
+    with socket.socket() as taken:  # so that it ends by itself, after the warning
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        served = cenote("serve", "--config", str(file), "--port", str(taken.getsockname()[1]))
+    assert f"cenote: warning: {warning}\n" in served.stderr
+
+
 def test_without_a_file_it_says_what_it_wants() -> None:
     ended = cenote("check-config")
     assert ended.returncode == 2

@@ -11,7 +11,9 @@ import pytest
 
 from cenote.errors import ConfigError
 from cenote.proxy.config import Config, config_of, load_config, pool_defaults, pool_names, pool_options
+from cenote.proxy.problems import warnings_of
 from cenote.proxy.sample import reference, sample_file
+from cenote.testing.postgres import make_tls_files
 
 DOCS = Path(__file__).parents[2] / "docs"
 VERIFIER = (
@@ -108,6 +110,8 @@ def test_without_databases_or_users_there_is_nothing_to_serve() -> None:
     ("user", "said"),
     [
         ({}, "this user can never log in"),
+        ({"password": ""}, "users.app.password: it is empty, and an empty password proves nothing"),
+        ({"password": "", "auth": "md5"}, "an empty password proves nothing"),
         ({"password": MD5, "server_password": "x"}, 'cannot prove anything by auth = "scram-sha-256"'),
         ({"password": VERIFIER}, "nobody can log in at the server of databases.app"),
         ({"password": MD5, "auth": "md5"}, "nobody can log in at the server of databases.app"),
@@ -136,6 +140,24 @@ def test_a_user_who_can_log_in_is_none(more: dict[str, Any]) -> None:
 def test_trust_is_never_a_default() -> None:
     assert Config().auth == "scram-sha-256"
     assert all("trust" not in line for line in sample_file().splitlines() if not line.startswith("#"))
+
+
+def test_trust_is_warned_of_with_who_and_where() -> None:
+    assert warnings_of(config_of(whole())) == []
+    more = {"listen": {"host": "0.0.0.0"}, "users": {"a": {"auth": "trust"}, "b": {"password": "x"}}}
+    (warning,) = warnings_of(config_of(whole(**more), complete=True))
+    assert warning == "auth = 'trust': whoever can reach 0.0.0.0 is let in without a password as a"
+
+
+def test_a_key_of_another_certificate_is_told_with_both_files(tmp_path: Path) -> None:
+    files = make_tls_files(tmp_path)
+    good = {"tls_cert": str(files.server_certificate), "tls_key": str(files.server_key)}
+    assert config_of(whole(listen=good), complete=True)
+    wrong = {**good, "tls_key": str(files.client_key)}
+    (problem,) = problems(whole(listen=wrong), complete=True)
+    assert problem.startswith(f'listen.tls_cert: certificate "{files.server_certificate}" with private key')
+    assert str(files.client_key) in problem
+    assert "mismatch" in problem
 
 
 @pytest.mark.parametrize(

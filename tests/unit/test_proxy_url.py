@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +20,6 @@ from cenote.proxy.url import config_of_url, password_in
 @pytest.fixture(autouse=True)
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No PG* variables, and a home with nothing in it."""
-    import os
-
     for name in list(os.environ):
         if name.startswith("PG"):
             monkeypatch.delenv(name)
@@ -82,9 +84,41 @@ def test_a_service_that_is_nowhere_is_a_problem_with_the_files(tmp_path: Path) -
     assert problem.startswith(f"service 'nowhere': in none of {tmp_path}/.pg_service.conf")
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("sslmod=verify-full", "sslmod: unknown key; did you mean 'sslmode'?"),
+        ("nonsense", "must be key=value"),
+        ("service=other", "service: unknown key"),
+    ],
+)
+def test_a_wrong_line_of_a_service_is_a_problem_with_its_number(tmp_path: Path, line: str, said: str) -> None:
+    file = tmp_path / ".pg_service.conf"
+    file.write_text(f"[other]\nnot looked at\n[shop]\n# a comment\nhost=db\n{line}\n[last]\nnor this\n")
+    (problem,) = problems("service=shop user=u password=p")
+    assert problem.startswith(f"{file}: line 6: service 'shop': {said}")
+
+
 def test_several_hosts_keep_their_ports() -> None:
     config = config_of_url("postgresql://u:p@a:1,b:2/x")
     assert (config.databases["x"].host, config.databases["x"].port) == ("a,b", "1,2")
+
+
+@pytest.mark.parametrize(("hosts", "ports"), [("a,b", "5432,5432"), ("a:1,b", "1,5432")])
+def test_a_host_without_a_port_has_the_usual_one(hosts: str, ports: str) -> None:
+    config = config_of_url(f"postgresql://u:p@{hosts}/x")
+    assert (config.databases["x"].host, config.databases["x"].port) == ("a,b", ports)
+
+
+@pytest.mark.parametrize("port", ["abc", "99999", "0", "5432,x"])
+def test_a_port_that_is_none_is_a_problem(port: str) -> None:
+    (problem,) = problems(f"host=h user=u password=p dbname=x port={port}")
+    assert problem.startswith("databases.x.port = ")
+    assert "allowed is 1 to 65,535" in problem
+
+
+def test_an_address_of_ipv6_loses_its_brackets() -> None:
+    assert server(config_of_url("postgresql://u:p@[::1]:5433/x"))[:2] == ("::1", "5433")
 
 
 def test_a_directory_is_a_unix_socket() -> None:
@@ -111,6 +145,8 @@ def test_what_the_caller_adds_wins() -> None:
         ("require_auth=scram-sha-256", "require_auth = 'scram-sha-256': not supported"),
         ("options=-cwork_mem=1MB", "use `init_query` in a configuration file"),
         ("gssencmode=require", "gssencmode = 'require': not supported"),
+        ("connect_timeout=soon", "connect_timeout = 'soon': must be a whole number of seconds"),
+        ("hostaddr=127.0.0.1 sslmode=verify-full", "give the host alone, whose name the certificate has"),
     ],
 )
 def test_what_would_be_lost_is_refused(word: str, said: str) -> None:
@@ -118,8 +154,43 @@ def test_what_would_be_lost_is_refused(word: str, said: str) -> None:
     assert said in problem
 
 
+def test_a_connect_timeout_is_the_databases() -> None:
+    assert config_of_url("postgresql://u:p@h/x?connect_timeout=3").databases["x"].connect_timeout == 3.0
+    assert config_of_url("postgresql://u:p@h/x?connect_timeout=0").databases["x"].connect_timeout is None
+
+
+def test_what_is_not_utf8_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PGPASSWORD", "p\udce4ss")
+    assert problems("postgresql://u@h/x") == ["password: it is not UTF-8"]
+    monkeypatch.delenv("PGPASSWORD")
+    (tmp_path / ".pgpass").write_bytes(b"*:*:*:*:p\xe4ss\n")
+    (tmp_path / ".pgpass").chmod(0o600)
+    assert problems("postgresql://u@h/x") == [f"{tmp_path}/.pgpass: the password of user 'u' is not UTF-8"]
+
+
 def test_what_is_no_connection_string_is_told() -> None:
     assert problems("nonsense")[0].startswith("no connection string: missing")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become an account without a name")
+def test_an_account_without_a_name_must_say_which_user() -> None:
+    code = (
+        "import os\n"
+        "from cenote.errors import ConfigError\n"
+        "from cenote.proxy.url import config_of_url\n"
+        "config_of_url('host=h user=u password=p')  # imports what it needs, before it may not read it\n"
+        "os.setuid(54321)\n"
+        "for url in 'host=h password=p', 'host=h user=u':\n"
+        "    try:\n"
+        "        config_of_url(url)\n"
+        "    except ConfigError as error:\n"
+        "        print(error.problems[0])\n"
+    )
+    bare = {name: value for name, value in os.environ.items() if name != "HOME"}
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=bare)
+    no_user, no_password = ended.stdout.splitlines()
+    assert no_user == "user: none is given, and this account has no name; give it, or PGUSER"
+    assert no_password.startswith("no password is known for user 'u'")
 
 
 def test_the_name_of_the_virtual_database_is_refused() -> None:
@@ -134,6 +205,35 @@ def test_without_a_password_the_three_ways_to_give_one_are_told(tmp_path: Path) 
     assert "postgresql://alice:PASSWORD@db:5432/shop" in problem
     assert "PGPASSWORD" in problem
     assert f"{tmp_path}/.pgpass, mode 0600, a line db:5432:shop:alice:PASSWORD" in problem
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://[::1]:5433/x",
+        "postgresql://%2Frun%2Fpg/x",
+        "postgresql://%2Ftmp/x",
+        "postgresql://a%40b%3Ac@h/x%2Fy",
+        r"host=h user='back\\slash' dbname=x",
+    ],
+)
+def test_both_ways_to_write_it_that_are_told_work_as_told(tmp_path: Path, url: str) -> None:
+    (problem,) = problems(url)
+    told = re.search(r"in the URL \((.+?)\), or .* a line (.+)\)$", problem)
+    assert told
+    by_url = config_of_url(told[1])
+    file = tmp_path / ".pgpass"
+    file.write_text(f"{told[2]}\n")
+    file.chmod(0o600)
+    assert server(by_url) == server(config_of_url(url))
+    assert server(by_url)[3] == "PASSWORD"
+
+
+def test_an_empty_password_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".pgpass").write_text("h:*:*:*:\n")
+    (tmp_path / ".pgpass").chmod(0o600)
+    monkeypatch.setenv("PGPASSWORD", "")
+    assert "no password is known" in problems("postgresql://u:@h/x")[0]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
-"""Group B, pipelines: batches are sent before those ahead of them are answered, and any of them may fail."""
+"""Group B, pipelines: batches are sent before those ahead of them are answered, and any of them may fail; and
+proxies in a row.
+"""
 
 import asyncio
+from typing import NamedTuple
 
 import psycopg
 import pytest
@@ -252,6 +255,23 @@ async def test_B5_no_client_ever_runs_the_named_statement_of_another(single):
 
 
 @wire
+async def test_B5_a_pin_in_a_batch_that_fails_leaves_the_client_its_own_statements(everywhere):
+    """The connection is to be this client's from here on; what was sent to make it so was discarded."""
+    said = await everywhere(
+        parse("a", "SELECT 'mine'") + parse("", "SELECT 'unnamed'") + SYNC,
+        ready(),
+        WRONG + run("CREATE TEMP TABLE b5 ()", name="t") + SYNC + again("a") + again() + SYNC,
+        ready(2),
+        again("a") + again() + again("t") + SYNC,
+        ready(),
+        again("b") + SYNC,
+        ready(),
+    )
+    assert [row[0] for row in rows(said)] == ["mine", "unnamed"] * 2
+    assert [fields["C"] for fields in errors(said)] == ["26000"] * 3
+
+
+@wire
 async def test_B12_an_eviction_that_was_discarded_is_not_taken_for_done(proxy_for, pg18):
     proxy = proxy_for(pg18, max_size=1, max_prepared=2)
     async with await proxy.client() as client:
@@ -281,3 +301,37 @@ async def test_B13_a_name_that_is_taken_in_a_batch_that_fails_is_free_for_the_ne
     )
     assert [row[0] for row in rows(said)] == ["2", "5"]
     assert [fields["C"] for fields in errors(said)] == ["26000", "42P05", "26000", "42P05"]
+
+
+# -- B11 -----------------------------------------------------------------------------------------------------
+
+
+class Before(NamedTuple):
+    """What a proxy needs to know of the proxy behind it."""
+
+    host: str
+    port: int
+    database: str
+    user: str
+    password: str
+
+
+@wire
+async def test_B11_in_a_chain_of_proxies_names_do_not_clash(proxy_for, single):
+    """Two proxies give names of their own to statements, and both speak to a third."""
+    behind = Before("127.0.0.1", single.port, single.database, single.user, single.password)
+    fronts = [proxy_for(behind, max_size=1), proxy_for(behind, max_size=1)]
+    clients = [await front.client() for front in fronts for _ in range(3)]
+    names = ["s", "a", "cenote_1", "cenote_2", "cenote_3", "cenote_4"]
+    for number, client in enumerate(clients):
+        for name in names:
+            assert kinds(await ask(client, parse(name, f"SELECT '{name} of {number}'"))) == "1Z"
+    for _ in range(2):
+        for number, client in enumerate(clients):
+            answer = await ask(client, *map(again, names))
+            assert [row[0] for row in rows(answer)] == [f"{name} of {number}" for name in names]
+    for client in clients:
+        await client.terminate()
+    for front in fronts:
+        front.clean()
+        front.stop()

@@ -54,17 +54,17 @@ async def stands_in_line(proxy: RunningProxy, client: RawClient, text: str = "SE
 @wire
 async def test_B1_a_connection_is_taken_with_the_first_message_that_needs_one(single):
     async with await single.client() as client, await single.client() as other:
-        assert single.counts()["leased"] == 0
+        await single.reached(leased=0)
         await client.query("BEGIN")
         assert single.counts()["leased"] == 1
         await client.query("COMMIT")
-        assert single.counts()["leased"] == 0
-        await other.send(parse("", "SELECT 1"), FLUSH)
-        assert kinds([await other.receive()]) == "1"
+        await single.reached(leased=0)
+        await other.send(run("SELECT 1"), FLUSH)
+        assert kinds(await other.until("C")) == "12TDC"
         assert single.counts()["leased"] == 1
         await other.send(SYNC)
         assert kinds(await other.until_ready()) == "Z"
-        assert single.counts()["leased"] == 0
+        await single.reached(leased=0)
 
 
 @wire

@@ -21,6 +21,7 @@ from scripts_BD import (
     undisturbed,
 )
 
+from cenote.testing.scripted_server import ScriptedServer, ServerEnd
 from cenote.testing.wire import Message, error, errors, kinds, ready, rows, value
 from cenote.testing.wire import until as answered
 from cenote.wire import messages
@@ -269,6 +270,34 @@ async def test_D2_after_an_eaten_sync_the_connection_is_given_back(single, table
             assert kinds(await client.until_ready())[-2:] == "CZ"
             await single.reached(leased=0)
             await undisturbed(single)
+
+
+@wire
+async def test_D2_copies_that_were_sent_whole_before_the_first_was_answered(proxy_for):
+    """The first is refused; the client has ended the second one as well, so its Sync behind that counts."""
+
+    async def refuses_the_first(session: ServerEnd) -> None:
+        await session.expect("QdcQdc")
+        session.send(messages.error("ERROR", "42P01", "no such table"), messages.ready())
+        session.send(messages.message(b"G", b"\0\0\0"))
+        begun.set()
+        await synced.wait()
+        session.send(messages.command_complete("COPY 1"), messages.ready())
+        await session.serve()
+
+    begun, synced = asyncio.Event(), asyncio.Event()
+    async with ScriptedServer(refuses_the_first) as server:
+        proxy = proxy_for(server, max_size=1)
+        async with await proxy.client(timeout=3.0) as client:
+            await client.send((query(IN) + lines(1) + COPY_DONE) * 2)
+            await begun.wait()
+            assert kinds(await client.until("G")) == "EZG"
+            await client.send(SYNC, query("SELECT 1"))
+            await proxy.reached(leased=1)
+            synced.set()
+            assert kinds(await client.trace(3)) == "CZ" + "Z" + "TDCZ"
+            await client.terminate()
+        await proxy.finish()
 
 
 # -- D3, D4 --------------------------------------------------------------------------------------------------

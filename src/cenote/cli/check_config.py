@@ -46,6 +46,7 @@ def check_config(
 
 def _check(file: Path, as_json: bool) -> None:
     from cenote.proxy.config import load_config
+    from cenote.proxy.problems import warnings_of
 
     try:
         config = load_config(file)
@@ -59,9 +60,12 @@ def _check(file: Path, as_json: bool) -> None:
             typer.echo(f"{count} problem{'' if count == 1 else 's'}", err=True)
         raise typer.Exit(1) from None
     summary = _summary(config)
+    warnings = warnings_of(config)
     if as_json:
-        typer.echo(json.dumps({"valid": True, "problems": [], **summary}, indent=2))
+        typer.echo(json.dumps({"valid": True, "problems": [], "warnings": warnings, **summary}, indent=2))
         return
+    for warning in warnings:
+        typer.echo(f"{file}: warning: {warning}", err=True)
     typer.echo(f"{file}: good")
     typer.echo(f"databases: {', '.join(summary['databases'])}")
     typer.echo(f"users: {', '.join(summary['users'])}")

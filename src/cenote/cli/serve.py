@@ -154,9 +154,11 @@ def _private(server: Any, port: int) -> dict[str, Any]:
 def _run(config: "Config", password: str) -> None:
     from cenote.proxy.daemon import run
     from cenote.proxy.log import start_logging
+    from cenote.proxy.problems import warnings_of
 
     start_logging(config.log_level, config.log_format)
-    _warn_of_files(config)
+    for warning in [*warnings_of(config), *_too_few_files(config)]:
+        print(f"cenote: warning: {warning}", file=sys.stderr, flush=True)
     seen: list[Daemon] = []
 
     def ready(daemon: "Daemon") -> None:
@@ -188,17 +190,15 @@ def _run(config: "Config", password: str) -> None:
         )
 
 
-def _warn_of_files(config: "Config") -> None:
+def _too_few_files(config: "Config") -> Iterator[str]:
     """Each connection is an open file, and the limit of the process is raised only as far as it may be."""
     clients, servers = config.listen.max_clients, bound(config)
     needed = clients + servers + _OTHER_FILES
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < needed:
-        print(
-            f"cenote: warning: {clients} clients (max_clients) and {servers} server connections need {needed} "
-            f"open files, and this process may have {hard}: raise its limit (ulimit -Hn) or lower max_clients",
-            file=sys.stderr,
-            flush=True,
+        yield (
+            f"{clients} clients (max_clients) and {servers} server connections need {needed} open files, and this "
+            f"process may have {hard}: raise its limit (ulimit -Hn) or lower max_clients"
         )
 
 

@@ -7,6 +7,7 @@ from cenote.sql.plain cimport plain
 
 cdef int _QUERY, _PARSE, _BIND, _DESCRIBE, _CLOSE, _EXECUTE, _SYNC, _FLUSH, _FUNCTION, _TERMINATE
 cdef int _COPY_DATA, _COPY_DONE, _COPY_FAIL, _STATEMENT, _IDLE, _PREPARED, _SEQUENCE
+cdef list _SHORTEST
 cdef long _TEXT_BYTES, _HOLD_BYTES, _HELD_BYTES, _LONGEST
 
 cdef int _OWED_NONE, _OWED_QUERY, _OWED_SYNC, _OWED_PARSE, _OWED_BIND, _OWED_DESCRIBE, _OWED_EXECUTE
@@ -33,6 +34,8 @@ cdef class ClientSession(Named):
                    length=long, kind=int, first=int, seen=int, server=ServerConnection)
     cpdef scan(self, bytes data)
     cdef _goodbye(self, ServerConnection server)
+    @cython.locals(replies=ReplyQueue, at=Py_ssize_t)
+    cdef bint _uncertain(self, ServerConnection server, bytes data, int kind, Py_ssize_t i) except -1
     cdef int _seen_enough(self, bytes data, int kind, Py_ssize_t i, long length) except -2
     cdef bint _without_server(self, bytes data, int kind, Py_ssize_t i, Py_ssize_t end) except -1
     @cython.locals(reading=Reading)
@@ -45,6 +48,8 @@ cdef class ClientSession(Named):
                    statement=Statement, reading=Reading, name=bytes, there=bytes)
     cdef Py_ssize_t _bind(self, ServerConnection server, bytes data, Py_ssize_t start, Py_ssize_t i,
                           Py_ssize_t end) except -1
+    @cython.locals(at=Py_ssize_t)
+    cdef bint _outdated(self, ServerConnection server, bytes data, Py_ssize_t end) except -1
     cdef Py_ssize_t _execute(self, ServerConnection server, bytes data, Py_ssize_t start, Py_ssize_t i,
                              Py_ssize_t end) except -1
     cdef Py_ssize_t _function(self, ServerConnection server, bytes data, Py_ssize_t start, Py_ssize_t i,

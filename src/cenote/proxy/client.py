@@ -31,6 +31,18 @@ _QUERY, _PARSE, _BIND, _DESCRIBE, _CLOSE, _EXECUTE = 0x51, 0x50, 0x42, 0x44, 0x4
 _SYNC, _FLUSH, _FUNCTION, _TERMINATE = 0x53, 0x48, 0x46, 0x58  # S H F X
 _COPY_DATA, _COPY_DONE, _COPY_FAIL = 0x64, 0x63, 0x66  # d c f
 _KINDS = b"QPBDCESHFXdcf"
+_EMPTY = b"SHXc"  # these have no body
+
+
+def _shortest() -> list[int]:
+    """The least length a message of each type can have; more than any for what is no type."""
+    found = [1 << 32] * 256
+    for code, least in zip(_KINDS, (5, 8, 12, 6, 6, 9, 4, 4, 14, 4, 4, 4, 5), strict=True):
+        found[code] = least
+    return found
+
+
+_SHORTEST = _shortest()
 _STATEMENT = 0x53  # S, in Describe and Close
 _IDLE = 0x49
 _PREPARED, _SEQUENCE = touch.PREPARED, touch.SEQUENCE
@@ -117,7 +129,7 @@ class ClientSession(Named):
             kind = p[i]
             length = p[i + 1] << 24 | p[i + 2] << 16 | p[i + 3] << 8 | p[i + 4]
             end = i + 1 + length
-            if length < 4 or length > _LONGEST or kind not in _KINDS:
+            if length < _SHORTEST[kind] or length > _LONGEST or (length > 4 and kind in _EMPTY):
                 self._flush(data, start, i)
                 self._malformed(kind)
                 return
@@ -157,6 +169,15 @@ class ClientSession(Named):
                 server.unparsed = False
                 if server.status == _IDLE:
                     server.began_at = server.asked_at
+            if (
+                server.replies.sent != server.replies.done
+                and not self.raw
+                and self._uncertain(server, data, kind, i)
+            ):
+                self._flush(data, start, i)
+                self._hold(data[i:] if i else data)
+                self.order_asked = True
+                return
             if self.raw:
                 start = self._pass(server, data, kind, start, i, end)
             elif kind == _QUERY:
@@ -199,6 +220,24 @@ class ClientSession(Named):
         if server is None or server.replies.kind == _OWED_NONE or server.replies.open:
             self.ending = True
             self.close()
+
+    def _uncertain(self, server: ServerConnection, data: bytes, kind: int, i: int) -> bool:
+        """Whether this message depends on what an earlier batch is to prepare or to forget. That batch may fail,
+        and then the name would mean something else by the time the server sees it: somebody else's statement."""
+        replies = server.replies
+        at = i + 5
+        if kind == _BIND:
+            at = data.find(b"\0", at) + 1
+        elif kind in (_DESCRIBE, _CLOSE):
+            if data[at] != _STATEMENT:
+                return False
+            at += 1
+        elif kind == _PARSE:
+            # Left out, it could not be refused with the rest of a transaction that has failed meanwhile.
+            return data[at] != 0
+        else:
+            return False
+        return replies.uncertain(server.named_at if data[at] else server.unnamed_at)
 
     def _seen_enough(self, data: bytes, kind: int, i: int, length: int) -> int:
         """Of a message that has not come in whole: 1 if it can go on as far as it is there, 0 if more must come
@@ -285,6 +324,7 @@ class ClientSession(Named):
                 start = i
                 self._fresh_sequences(server, self.unnamed_reading)
             server.unnamed = self.unnamed
+            server.unnamed_at = server.replies.sent
             if server.replies.kind == _OWED_NONE:
                 server.replies.expect(_OWED_PARSE)
             else:
@@ -333,6 +373,12 @@ class ClientSession(Named):
                 start = i
                 self.bring_unnamed(server)
         else:
+            if statement is not None and statement.changed:
+                self._flush(data, start, i)
+                start = i
+                if self._outdated(server, data, end):
+                    return end
+                statement = self.renewed(server, name, statement)
             there = server.known.get(statement) if statement is not None else None
             if there is None:
                 self._flush(data, start, i)
@@ -346,8 +392,23 @@ class ClientSession(Named):
                 size = end - i - 1 - len(name) + len(there)
                 server.write(messages.frame(b"B", size) + data[i + 5 : j + 1] + there)
                 start = k
+        server.binding.append(statement)
         server.replies.expect(_OWED_BIND)
         return start
+
+    def _outdated(self, server: ServerConnection, data: bytes, end: int) -> bool:
+        """Bind of a statement whose rows have changed since. Whether the client was told so: one that does not
+        ask for their description would take them for what they were."""
+        at = end
+        while len(data) - at >= 5 and data[at] != _SYNC:
+            if data[at] == _DESCRIBE:
+                return False
+            at += 1 + int.from_bytes(data[at + 1 : at + 5], "big")
+        if server.status != _IDLE or server.replies.kind != _OWED_NONE or server.replies.open:
+            return False
+        self.write(messages.error("ERROR", "0A000", "cached plan must not change result type"))
+        self.skipping = True
+        return True
 
     def _execute(self, server: ServerConnection, data: bytes, start: int, i: int, end: int) -> int:
         server.replies.expect(_OWED_EXECUTE)
@@ -377,7 +438,9 @@ class ClientSession(Named):
             self.close_name(server, name)
             return end
         sent = self.describe(server, name)
+        bound = server.replies.bound
         server.replies.expect(_OWED_DESCRIBE)
+        server.replies.bound = bound
         return end if sent else i
 
     def _pass(self, server: ServerConnection, data: bytes, kind: int, start: int, i: int, end: int) -> int:
@@ -430,9 +493,10 @@ class ClientSession(Named):
             return
         # PREPARE needs the names to be the client's before it runs; the rest waits for the answer, since a text
         # that the server cannot even parse touches nothing.
-        if touches & ~reading.clears == 0 and server.status == _IDLE and server.replies.kind == _OWED_NONE:
-            self.clearing = touches
-        elif touches & _PREPARED == 0 and server.replies.kind == _OWED_NONE:
+        at_rest = server.replies.kind == _OWED_NONE and not server.replies.open
+        if touches & ~reading.clears == 0 and at_rest and (server.status == _IDLE or touches == _PREPARED):
+            self.clearing = touches  # DEALLOCATE ALL is not undone by a roll-back
+        elif touches & _PREPARED == 0 and at_rest:
             self.touching = touches
         else:
             self.keep(server, self.pool.pin_reason(touches))
@@ -515,6 +579,9 @@ class ClientSession(Named):
             self.ending = True
             self.close()
             return
+        if self.order_asked:
+            self.in_order()
+            return
         if self.clearing:
             clearing = self.clearing
             self.clearing = 0
@@ -538,6 +605,11 @@ class ClientSession(Named):
         self._maybe_release(server)
         self.go_on()
 
+    def in_order(self) -> None:
+        """A batch was answered to its end: what was held may depend on it."""
+        self.order_asked = False
+        self.go_on()
+
     def copy_begins(self) -> None:
         """The server reads CopyData: what was held may follow."""
         if self.copy_asked:
@@ -553,11 +625,6 @@ class ClientSession(Named):
 
     def repeat(self, batch: bytes) -> None:
         """A plan was wrong and nothing of this batch has run: prepare anew and send it once more."""
-        server = self.server
-        if server is not None and server.plans != self.pool.plans:
-            server.inject(b"DEALLOCATE ALL", None)
-            server.forget_all()
-            server.plans = self.pool.plans
         self.scan(batch)
 
     def resubmit(self, batch: bytes) -> None:

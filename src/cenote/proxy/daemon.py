@@ -373,6 +373,7 @@ class Daemon:
             self.count_cancel("unknown")
         elif client.waiter is not None:
             client.pool.machine.abandon(client.waiter, monotonic())
+            client.waiter.data = None
             self.count_cancel("while_waiting")
             client.refuse(messages.error("ERROR", "57014", "canceling statement due to user request"))
             client.pool.perform()

@@ -4,7 +4,7 @@ from cenote.proxy.replies cimport Entry, ReplyQueue
 from cenote.proxy.roles cimport Borrower, Lender
 from cenote.proxy.server cimport ServerConnection
 
-cdef int _OWED_NONE, _OWED_NAMED_PARSE, _OWED_OWN_PARSE, _OWED_SYNTHETIC, _OWED_SYNTHETIC_CLOSE, _FAILED
+cdef int _OWED_NONE, _OWED_NAMED_PARSE, _OWED_OWN_PARSE, _OWED_SYNTHETIC, _OWED_SYNTHETIC_CLOSE, _OWED_OWN_BRING, _FAILED
 
 cdef class Named(Borrower):
     cdef public Lender pool
@@ -19,13 +19,15 @@ cdef class Named(Borrower):
     cdef bytes name_there(self, ServerConnection server, bytes name)
     @cython.locals(there=bytes)
     cdef bytes bring(self, ServerConnection server, bytes name, Statement statement)
+    @cython.locals(statement=Statement)
+    cdef Statement renewed(self, ServerConnection server, bytes name, Statement old)
     cdef bring_unnamed(self, ServerConnection server)
     @cython.locals(statement=Statement, there=bytes)
     cdef bint describe(self, ServerConnection server, bytes name) except -1
     @cython.locals(statement=Statement)
     cdef close_name(self, ServerConnection server, bytes name)
     cdef Statement undefine_name(self, bytes name)
-    @cython.locals(statement=Statement)
+    @cython.locals(statement=Statement, inside=bint)
     cdef take_names(self, ServerConnection server)
     cpdef bytes in_own_names(self, server, bytes body)
     cpdef define(self, bytes name, statement)

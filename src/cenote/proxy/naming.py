@@ -10,14 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 from cenote.proxy.prepared import HARMLESS, Statement, read
-from cenote.proxy.replies import NAMED_PARSE, NONE, OWN_PARSE, SYNTHETIC, SYNTHETIC_CLOSE, Entry
+from cenote.proxy.replies import NAMED_PARSE, NONE, OWN_BRING, OWN_PARSE, SYNTHETIC, SYNTHETIC_CLOSE, Entry
 from cenote.proxy.roles import Borrower
 from cenote.proxy.server import ServerConnection
 from cenote.wire import messages
 
 # The same as C sees them.
 _OWED_NONE, _OWED_NAMED_PARSE, _OWED_OWN_PARSE = NONE, NAMED_PARSE, OWN_PARSE
-_OWED_SYNTHETIC, _OWED_SYNTHETIC_CLOSE = SYNTHETIC, SYNTHETIC_CLOSE
+_OWED_SYNTHETIC, _OWED_SYNTHETIC_CLOSE, _OWED_OWN_BRING = SYNTHETIC, SYNTHETIC_CLOSE, OWN_BRING
 _FAILED = 0x45  # E, as a transaction status
 
 
@@ -121,6 +121,16 @@ class Named(Borrower):
         server.replies.add(Entry(_OWED_OWN_PARSE, statement, there))
         return there
 
+    def renewed(self, server: ServerConnection, name: bytes, old: Statement) -> Statement:
+        """A statement in place of one whose rows have changed."""
+        there = server.known.get(old)
+        if there is not None:
+            server.close_statement(old, there)
+        statement: Statement = self.pool.statement(self.settings, old.tail, old.reading)
+        if self.statements is not None:
+            self.statements[name] = statement
+        return statement
+
     def bring_unnamed(self, server: ServerConnection) -> None:
         """Give the server the client's unnamed statement, or none."""
         if self.unnamed is None:
@@ -129,6 +139,7 @@ class Named(Borrower):
             server.write(messages.parse(b"", self.unnamed))
             server.replies.add(Entry(_OWED_OWN_PARSE))
         server.unnamed = self.unnamed
+        server.unnamed_at = server.replies.sent
 
     def describe(self, server: ServerConnection, name: bytes) -> bool:
         """Describe of a statement. Whether it was sent here, under another name."""
@@ -148,6 +159,7 @@ class Named(Borrower):
     def take_names(self, server: ServerConnection) -> None:
         """From now on the server knows this client's statements, by the client's names, and nobody else's."""
         mine = self.statements or {}
+        inside = server.replies.open
         for name, statement in list(server.names.items()):
             if mine.get(name) is not statement:
                 server.close_statement(statement, name)
@@ -155,7 +167,9 @@ class Named(Borrower):
             if server.known.get(statement) != name:
                 server.write(messages.parse(name, statement.tail))
                 server.know(statement, name)
-                server.replies.add(Entry(_OWED_OWN_PARSE, statement, name))
+                server.replies.add(Entry(_OWED_OWN_BRING, statement, name))
+        if not inside and server.replies.open:
+            server.sync()  # what cannot be prepared any more shall not take the client's next message with it
         if self.unnamed is not None and server.unnamed != self.unnamed:
             self.bring_unnamed(server)
 
@@ -164,6 +178,9 @@ class Named(Borrower):
         statement = self.undefine_name(name)
         if not name:
             server.unnamed = None
+            server.unnamed_at = server.replies.sent
+        else:
+            server.named_at = server.replies.sent
         if server.replies.kind == _OWED_NONE:
             self.write(messages.CLOSE_COMPLETE)
         else:

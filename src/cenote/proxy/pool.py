@@ -41,7 +41,6 @@ class ProxyPool(Lender):
     """One pool of the proxy. On the event loop.
 
     tick: counts the uses of prepared statements, so that the oldest can be told
-    plans: counts how often cached plans turned out to be wrong; connections behind it forget theirs
     welcome: what a client with these settings is told of the server's parameters, as messages
     """
 
@@ -103,7 +102,7 @@ class ProxyPool(Lender):
             self._lend(server, client, now)
             if self.machine.effects:
                 self.perform()
-            if server.settings is not client.settings or server.plans != self.plans or self.reads_nothing:
+            if server.settings is not client.settings or self.reads_nothing:
                 self.convert(client, server)
             return server  # type: ignore[no-any-return]
         if got.refused:
@@ -146,6 +145,8 @@ class ProxyPool(Lender):
         client.since = now
         if server.cancels:
             self.machine.release_touched(server.slot, now)
+        elif server.fatal is not None:
+            self.machine.release_broken(server.slot, now, "server_closed", self.failure(server))
         elif server.doubtful:
             self.machine.release_broken(server.slot, now, "cancel_failed", "private")
         else:
@@ -177,6 +178,7 @@ class ProxyPool(Lender):
                     if subject.slot is None:
                         continue
                     client = subject.data
+                    subject.data = None  # the machine may keep it for a while
                     server = machine.accept(subject).data
                     self._lend(server, client, monotonic())
                     client.granted(server)
@@ -200,17 +202,13 @@ class ProxyPool(Lender):
 
     def convert(self, client: Borrower, server: ServerConnection) -> bool:
         """Make the connection carry the client's settings; whether that takes a while (its input is held)."""
-        if server.settings is client.settings and server.plans == self.plans:
+        if server.settings is client.settings:
             if not client.raw and (self.session_mode or (client.settings is not None and client.settings.opaque)):
                 client.keep(server, Pinned.SESSION_MODE if self.session_mode else Pinned.CLIENT_ENCODING)
             return False
-        statements = [conversion(server.settings, client.settings)]
-        if server.plans != self.plans:
-            statements.insert(0, b"DEALLOCATE ALL")
-            server.plans = self.plans
-            server.forget_all()
         client.holding = True
-        server.inject(b";".join(filter(None, statements)), Conversion(self, client, server, client.settings).done)
+        sql = conversion(server.settings, client.settings)
+        server.inject(sql, Conversion(self, client, server, client.settings).done)
         return True
 
     def converted(self, client: Borrower, server: ServerConnection, settings: Any, error: Any) -> None:
@@ -287,10 +285,14 @@ class ProxyPool(Lender):
         if reason != Pinned.SESSION_MODE:
             self.works.log_pin(client, reason)
 
-    def plan_changed(self) -> None:
-        """A cached plan is wrong: every connection of this pool prepares anew what it is asked for next."""
-        self.plans += 1
-        self.recovered_plans += 1
+    def plan_changed(self, statement: Statement) -> None:
+        """The rows of this statement have changed: who prepares it from now on gets a new one."""
+        if not statement.changed:
+            statement.changed = True
+            self.recovered_plans += 1
+            for key, known in list(self.statements.items()):
+                if known is statement:
+                    del self.statements[key]
 
     def refusal(self, reason: str) -> bytes:
         """The error that says why there is no connection, with the numbers."""
@@ -305,6 +307,7 @@ class ProxyPool(Lender):
         if waiter is not None:
             client.waiter = None
             self.machine.abandon(waiter, now)
+            waiter.data = None
         server = client.server
         if client.pin:
             self.pinned -= 1

@@ -3,6 +3,7 @@ cdef class Statement:
     cdef public Reading reading
     cdef public long long used
     cdef public bint proved
+    cdef public bint changed
 
 cdef class Reading:
     cdef public int touches

@@ -21,6 +21,7 @@ class Statement:
     reading: what it may touch
     used: when it was last bound, on the pool's own counter
     proved: a server has parsed it
+    changed: its rows are others now than when it was prepared
     """
 
     def __init__(self, tail: bytes, reading: Reading) -> None:
@@ -28,6 +29,7 @@ class Statement:
         self.reading = reading
         self.used = 0
         self.proved = False
+        self.changed = False
 
 
 class Reading:

@@ -21,7 +21,7 @@ from cenote.wire.scram import Verifier
 from cenote.wire.tls import client_context, server_context
 
 if TYPE_CHECKING:
-    from cenote.proxy.config import Config, Database, User
+    from cenote.proxy.config import Config, Database, Listen, User
 
 #: The virtual database that answers SHOW.
 CONSOLE = "cenote"
@@ -146,6 +146,22 @@ def problems_between(
     return problems
 
 
+def warnings_of(config: Config) -> list[str]:
+    """What is allowed and dangerous, for whoever starts the daemon."""
+    trusted = [name for name, user in config.users.items() if (user.auth or config.auth) == "trust"]
+    if not trusted:
+        return []
+    return [
+        f"auth = 'trust': whoever can reach {_reach(config.listen)} is let in without a password as "
+        f"{', '.join(trusted)}"
+    ]
+
+
+def _reach(listen: Listen) -> str:
+    hosts = [host.strip() for host in listen.host.split(",") if host.strip()]
+    return " or ".join([*hosts, *([listen.unix_dir] if listen.unix_dir else [])])
+
+
 def _names(config: Config) -> Iterator[str]:
     if CONSOLE in config.databases:
         yield f"databases.{CONSOLE}: this name is the virtual database's; give yours another one (and `dbname`)"
@@ -186,6 +202,9 @@ def _log_in(config: Config, name: str, user: User) -> Iterator[str]:
     if stored is None:
         if method != "trust":
             yield f"{where}: there is none, so this user can never log in with auth = {method!r}"
+        return
+    if not stored and method != "trust":
+        yield f"{where}: it is empty, and an empty password proves nothing"
         return
     if md5.is_stored(stored):
         if method == "scram-sha-256":

@@ -1,6 +1,6 @@
 cimport cython
 
-cdef int _NONE, _SYNC, _PARSE, _NAMED_PARSE, _OWN_SYNC, _OWN_QUERY, _SYNTHETIC
+cdef int _NONE, _SYNC, _PARSE, _NAMED_PARSE, _OWN_SYNC, _OWN_QUERY, _OWN_BRING, _BIND, _SYNTHETIC
 
 cdef class Entry:
     cdef public int kind
@@ -14,6 +14,9 @@ cdef class Entry:
 cdef class ReplyQueue:
     cdef public int kind
     cdef public bint open
+    cdef public bint bound
+    cdef public long sent
+    cdef public long done
     cdef public bint dropped_unnamed
     cdef public bytearray behind
     cdef public Py_ssize_t next
@@ -27,4 +30,5 @@ cdef class ReplyQueue:
     cpdef advance(self)
     cpdef ready(self)
     cpdef discard_to_sync(self)
+    cpdef bint uncertain(self, long at)
     cpdef Py_ssize_t pending(self)

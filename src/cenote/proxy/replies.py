@@ -26,6 +26,7 @@ UNNAMED_PARSE = 9  # behind something that may fail
 SWALLOWED = 16  # from here on the client never hears of the answer
 OWN_PARSE = 16
 OWN_CLOSE = 17
+OWN_BRING = 20  # a Parse that may fail: nobody needs it at once
 OWN_QUERY = 18
 OWN_SYNC = 19
 SYNTHETIC = 32  # nothing was sent for a Parse: `reply` is the answer
@@ -33,7 +34,7 @@ SYNTHETIC_CLOSE = 33  # nor for a Close
 
 # The same as C sees them.
 _NONE, _SYNC, _PARSE, _NAMED_PARSE, _OWN_SYNC = NONE, SYNC, PARSE, NAMED_PARSE, OWN_SYNC
-_OWN_QUERY, _SYNTHETIC = OWN_QUERY, SYNTHETIC
+_OWN_QUERY, _OWN_BRING, _BIND, _SYNTHETIC = OWN_QUERY, OWN_BRING, BIND, SYNTHETIC
 
 
 class Entry:
@@ -59,12 +60,17 @@ class ReplyQueue:
     """What is owed, oldest first. `kind` is the first one's, NONE when nothing is owed.
 
     open: the server may be inside an extended batch: only ReadyForQuery ends that
+    bound: that batch did more than prepare and describe statements
+    sent, done: batches ended by us (Sync, Query), and by the server (ReadyForQuery)
     dropped_unnamed: a Parse without an entry was discarded
     """
 
     def __init__(self) -> None:
         self.kind = NONE
         self.open = False
+        self.bound = False
+        self.sent = 0
+        self.done = 0
         self.dropped_unnamed = False
         # The first is in `kind`; these are behind it, from `next` on.
         self.behind = bytearray()
@@ -76,6 +82,10 @@ class ReplyQueue:
         """A request was sent whose answer is forwarded."""
         if kind >= _PARSE:
             self.open = True
+            if kind >= _BIND:
+                self.bound = True
+        else:
+            self.sent += 1
         if self.kind == _NONE:
             self.kind = kind
         else:
@@ -85,8 +95,10 @@ class ReplyQueue:
         """A request with an entry of its own was sent, or answered here."""
         self.entries.append(entry)
         kind = entry.kind
-        if kind < _OWN_QUERY:
+        if kind < _OWN_QUERY or kind == _OWN_BRING:
             self.open = True
+        elif kind < _SYNTHETIC:
+            self.sent += 1
         if self.kind == _NONE:
             self.kind = kind
         else:
@@ -115,7 +127,9 @@ class ReplyQueue:
     def ready(self) -> None:
         """The server said ReadyForQuery: the first is answered, and its batch is over."""
         self.advance()
+        self.done += 1
         self.open = self.kind != _NONE
+        self.bound = self.open
 
     def discard_to_sync(self) -> list[Entry] | None:
         """The server failed inside an extended batch: drop what it will not answer.
@@ -133,6 +147,10 @@ class ReplyQueue:
                 self.dropped_unnamed = True
             self.advance()
         return dropped
+
+    def uncertain(self, at: int) -> bool:
+        """Whether what was sent in batch number `at` may yet be discarded, without what is sent now."""
+        return self.done <= at < self.sent
 
     def pending(self) -> int:
         """How many requests are owed an answer. O(1)"""

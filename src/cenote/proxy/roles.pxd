@@ -9,6 +9,7 @@ cdef class Borrower(Peer):
     cdef public bint holding
     cdef public bint raw
     cdef public bint copy_asked
+    cdef public bint order_asked
     cdef public bint noticed
     cdef public bint polite
     cdef public bint dropping
@@ -21,6 +22,7 @@ cdef class Borrower(Peer):
 
     cpdef answered(self, server)
     cpdef copy_begins(self)
+    cpdef in_order(self)
     cpdef repeat(self, bytes batch)
     cpdef granted(self, server)
     cpdef hear(self)
@@ -38,7 +40,6 @@ cdef class Lender:
     cdef public str name
     cdef public Py_ssize_t max_prepared
     cdef public long long tick
-    cdef public long plans
     cdef object __weakref__
 
     cpdef borrow(self, Borrower client)

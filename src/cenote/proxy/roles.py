@@ -19,6 +19,7 @@ class Borrower(Peer):
     holding: its input waits; raw: nothing is translated for it any more
     left: bytes of a message that are still to come; dropping: and will not be sent on
     polite: it has said goodbye, and waits for its last answers
+    order_asked: it waits until it is known what became of the batches before
     copy_asked: it waits for the answer to an Execute of COPY
     """
 
@@ -32,6 +33,7 @@ class Borrower(Peer):
         self.holding = False
         self.raw = False
         self.copy_asked = False
+        self.order_asked = False
         self.noticed = False
         self.polite = False
         self.dropping = False
@@ -44,6 +46,9 @@ class Borrower(Peer):
 
     def answered(self, server: Any) -> None:
         """The server owes nothing, and is in the transaction status it says."""
+
+    def in_order(self) -> None:
+        """A batch was answered to its end, and others are under way."""
 
     def copy_begins(self) -> None:
         """The Execute of a COPY was answered."""
@@ -102,14 +107,12 @@ class Lender:
     """Who lends server connections.
 
     tick: counts the uses of prepared statements
-    plans: counts how often cached plans turned out to be wrong
     """
 
     def __init__(self) -> None:
         self.name = ""
         self.max_prepared = 0
         self.tick = 1
-        self.plans = 0
 
     def borrow(self, client: Borrower) -> Any:
         """A server connection, or None: the borrower stands in line, or was declined."""

@@ -79,8 +79,9 @@ database and one user. The most server connections that there can be is the sum 
 when others may read it). It has one database and one user, who is also in `admin_users`. Without any password it
 does not start. What would make the connection to the server weaker or another one if it were left out is refused
 by name: `target_session_attrs` other than `any`, `channel_binding=require`, `require_auth`, `options` and a few
-more. With no host it is the Unix socket in /var/run/postgresql or /tmp, else 127.0.0.1. Options of the command
-line win over the file.
+more. What is a client's own, such as `application_name`, each client says for itself; `connect_timeout`, where it
+is 0, has the default below. With no host it is the Unix socket in /var/run/postgresql or /tmp, else 127.0.0.1.
+Options of the command line win over the file.
 
 ## Passwords
 
@@ -88,7 +89,8 @@ line win over the file.
 then `users.X.server_password`, or `password` of the database, must be there. An `md5...` password cannot be used
 with `auth = "scram-sha-256"`; with `auth = "md5"`, a user with a SCRAM verifier proves it by SCRAM, as PostgreSQL
 does it. `auth = "password"` takes a password in clear text, over TLS or a Unix socket only. `auth = "trust"` lets
-everybody in who knows a name; it is never a default.
+everybody in who knows a name: it is never a default, and `serve` and `check-config` warn of it. An empty password
+proves nothing and is a problem.
 """
 
 

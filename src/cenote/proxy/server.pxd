@@ -9,7 +9,7 @@ cdef int _COMPLETE, _EMPTY, _SUSPENDED, _DESCRIPTION, _NO_DATA, _PARSED, _BOUND,
 cdef int _READY, _ERROR, _STATUS, _IDLE
 cdef long _HOLD_BYTES
 
-cdef int _OWED_NAMED_PARSE, _OWED_UNNAMED_PARSE
+cdef int _OWED_NAMED_PARSE, _OWED_UNNAMED_PARSE, _OWED_OWN_BRING
 cdef int _OWED_NONE, _OWED_QUERY, _OWED_SYNC, _OWED_PARSE, _OWED_BIND, _OWED_DESCRIBE, _OWED_EXECUTE
 cdef int _OWED_CLOSE
 cdef int _OWED_SWALLOWED, _OWED_OWN_PARSE, _OWED_OWN_CLOSE, _OWED_OWN_QUERY, _OWED_OWN_SYNC, _OWED_SYNTHETIC_CLOSE, _OWED_SYNTHETIC
@@ -24,6 +24,8 @@ cdef class ServerConnection(Peer):
     cdef public dict known
     cdef public dict names
     cdef public object unnamed
+    cdef public long named_at
+    cdef public long unnamed_at
     cdef public bint copying
     cdef public int early_ends
     cdef public bint skipping
@@ -40,11 +42,11 @@ cdef class ServerConnection(Peer):
     cdef public bint dropping
     cdef public list finished
     cdef public bytes instead
+    cdef public list binding
     cdef public object fatal
     cdef public bint failed
     cdef public bint unparsed
     cdef public object broken_by
-    cdef public long plans
     cdef public object quiet
     cdef public object farewell
     cdef public int cancels
@@ -63,6 +65,7 @@ cdef class ServerConnection(Peer):
     cpdef received(self, bytes data)
     @cython.locals(client=Borrower)
     cdef _ready(self)
+    @cython.locals(replies=ReplyQueue, client=Borrower)
     cdef bint _error(self, bytes body, int owed, bint first) except -1
     cdef bint _undone(self) except -1
     cdef _undo(self, list dropped, int failed)

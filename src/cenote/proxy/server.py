@@ -23,6 +23,7 @@ from cenote.proxy.replies import (
     EXECUTE,
     NAMED_PARSE,
     NONE,
+    OWN_BRING,
     OWN_CLOSE,
     OWN_PARSE,
     OWN_QUERY,
@@ -42,7 +43,7 @@ from cenote.wire import messages
 
 # The same as C sees them.
 _OWED_NONE, _OWED_QUERY, _OWED_SYNC, _OWED_PARSE, _OWED_BIND = NONE, QUERY, SYNC, PARSE, BIND
-_OWED_NAMED_PARSE, _OWED_UNNAMED_PARSE = NAMED_PARSE, UNNAMED_PARSE
+_OWED_NAMED_PARSE, _OWED_UNNAMED_PARSE, _OWED_OWN_BRING = NAMED_PARSE, UNNAMED_PARSE, OWN_BRING
 _OWED_DESCRIBE, _OWED_EXECUTE, _OWED_CLOSE, _OWED_SWALLOWED, _OWED_OWN_PARSE = (
     DESCRIBE,
     EXECUTE,
@@ -94,6 +95,8 @@ class ServerConnection(Peer):
         self.known: dict[Statement, bytes] = {}
         self.names: dict[bytes, Statement] = {}
         self.unnamed: bytes | None = None
+        self.named_at = -1  # the batch in which the named statements changed last; and the unnamed one
+        self.unnamed_at = -1
         self.copying = False
         self.early_ends = 0  # the client ended a COPY before we saw that it began
         self.skipping = False
@@ -109,12 +112,12 @@ class ServerConnection(Peer):
         self.left = 0
         self.dropping = False
         self.finished: list[Entry] = []
+        self.binding: list[Statement | None] = []  # what the Binds under way are of, oldest first
         self.instead = b""  # an error as the client shall hear it
         self.fatal: bytes | None = None
         self.failed = False  # the request under way was answered with an error
         self.unparsed = False  # and nothing of it ran: the server could not parse it
         self.broken_by: Exception | None = None
-        self.plans = 0  # of the pool's, when its plans were last known to be good
         self.quiet: asyncio.Future[None] | None = None
         self.farewell: asyncio.Future[None] | None = None
         self.cancels = 0
@@ -193,6 +196,8 @@ class ServerConnection(Peer):
                 replies.ready()
                 self.copying = False
                 self.early_ends = 0
+                if replies.kind == _OWED_NONE and self.binding:
+                    self.binding.clear()
                 ready = True
             elif kind in (_COMPLETE, _EMPTY, _SUSPENDED):
                 self.copying = False
@@ -211,9 +216,17 @@ class ServerConnection(Peer):
                 if owed != _OWED_BIND:
                     self._broken("BindComplete that nobody asked for")
                     return
+                if self.binding:
+                    del self.binding[0]
                 replies.advance()
             elif kind == _PARSED:
-                if owed not in (_OWED_PARSE, _OWED_NAMED_PARSE, _OWED_UNNAMED_PARSE, _OWED_OWN_PARSE):
+                if owed not in (
+                    _OWED_PARSE,
+                    _OWED_NAMED_PARSE,
+                    _OWED_UNNAMED_PARSE,
+                    _OWED_OWN_PARSE,
+                    _OWED_OWN_BRING,
+                ):
                     self._broken("ParseComplete that nobody asked for")
                     return
                 if owed != _OWED_PARSE:
@@ -274,6 +287,11 @@ class ServerConnection(Peer):
             self._ready()
         elif client is not None and client.copy_asked and (self.copying or replies.kind == _OWED_NONE):
             client.copy_begins()
+        elif client is not None and replies.open and replies.kind == _OWED_NONE:
+            if not (replies.bound or self.skipping or self.left or client.raw) and self.status == _IDLE:  # noqa: SIM102
+                # Statements were prepared and described, and the answers asked for by Flush: nothing of that
+                # needs this connection any longer.
+                self.sync()
 
     def _ready(self) -> None:
         """After a ReadyForQuery: callbacks, then the pool if nothing is owed."""
@@ -295,6 +313,8 @@ class ServerConnection(Peer):
                     client.repeat(batch)
                 else:
                     client.answered(self)
+        elif self.client is not None and self.client.order_asked:
+            self.client.in_order()
         elif self.cancel_wanted != 0.0 and self.replies.kind < _OWED_SWALLOWED:
             self.pool.cancel_now(self)
 
@@ -310,6 +330,8 @@ class ServerConnection(Peer):
         if b"SFATAL\0" in body or b"SPANIC\0" in body or b"VFATAL\0" in body or b"VPANIC\0" in body:
             self.fatal = body
         if owed in (_OWED_NONE, _OWED_QUERY, _OWED_SYNC):
+            if owed == _OWED_NONE and self.fatal is not None and self.status == _IDLE:
+                return True  # it comes behind the last answer: nobody is waiting for anything
             return first and self.fatal is not None and self._undone()
         if owed in (_OWED_OWN_QUERY, _OWED_OWN_SYNC):
             replies.entry().failed = body
@@ -322,14 +344,22 @@ class ServerConnection(Peer):
             if told != body:
                 self.instead = messages.message(b"E", told)
         changed = b"C0A000\0" in body and b"RevalidateCachedQuery\0" in body
+        bound = self.binding[0] if self.binding and owed == _OWED_BIND else None
         self._undo(replies.discard_to_sync(), owed)
         if replies.kind == _OWED_NONE:
             self.skipping = True
         if changed:
-            self.pool.plan_changed()
+            if bound is not None:
+                self.pool.plan_changed(bound)
             # The plan is looked at before anything runs, so nothing has been done; and only a client that
             # asked for the description of the rows will notice that they are others now.
-            if first and self.described and self.batch is not None and replies.pending() == 1:
+            if (
+                bound is not None
+                and first
+                and self.described
+                and self.batch is not None
+                and replies.pending() == 1
+            ):
                 self.replaying = True
         if self.replaying:
             self.instead = b""
@@ -368,7 +398,7 @@ class ServerConnection(Peer):
                     client.unnamed = (
                         None if entry is dropped[0] and failed == _OWED_UNNAMED_PARSE else entry.before
                     )
-            elif entry.kind == _OWED_OWN_PARSE:
+            elif entry.kind in (_OWED_OWN_PARSE, _OWED_OWN_BRING):
                 if entry.statement is not None:
                     self.forget(entry.statement)
                 else:
@@ -398,12 +428,14 @@ class ServerConnection(Peer):
         """The server has, or will have, this statement under this name."""
         self.known[statement] = name
         self.names[name] = statement
+        self.named_at = self.replies.sent
 
     def forget(self, statement: Statement) -> None:
         """The server does not have it (any more)."""
         name = self.known.pop(statement, None)
         if name is not None:
             self.names.pop(name, None)
+            self.named_at = self.replies.sent
 
     def forget_all(self) -> None:
         """The server has no prepared statement."""

@@ -11,15 +11,17 @@ Source: PostgreSQL documentation, libpq, "Connection Strings", "The Password Fil
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from cenote.errors import ConfigError, MissingDependency
 from cenote.proxy.config import Config, config_of
 from cenote.proxy.log import get_log
-from cenote.proxy.problems import CONSOLE
+from cenote.proxy.problems import CONSOLE, near
 
 log = get_log("cenote.proxy")
 
@@ -46,6 +48,7 @@ _INSTEAD = {
     "load_balance_hosts": "hosts are tried in order",
 }
 _SOCKET_DIRS = ("/var/run/postgresql", "/tmp")
+_DEFAULT_PORT = "5432"
 _OTHERS_BITS = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -59,28 +62,36 @@ def config_of_url(url: str | None = None, **overrides: Any) -> Config:
     """
     known = resolved(url or "")
     problems = list(_problems(known))
-    host, port = _place(known)
-    user = known["user"]
+    user = known.get("user")
+    if user is None:
+        # The account has no name: containers often run under a bare number.
+        raise ConfigError([*problems, "user: none is given, and this account has no name; give it, or PGUSER"])
+    hosts, ports = _place(known)
     name = known.get("dbname") or user
     password = known.get("password")
     if password is None:
         try:
-            password = _from_file(known, host.split(","), port.split(","), name, user)
+            password = _from_file(known, hosts, ports, name, user)
         except ConfigError as error:
             problems += error.problems
         else:
             if password is None:
-                problems.append(_no_password(known, host, port, name, user))
+                problems.append(_no_password(known, hosts[0], ports[0], name, user))
     if name == CONSOLE:
         problems.append(
             f"the database {name!r}: this name is the virtual database's; use a file, where `dbname` is"
         )
     if problems:
         raise ConfigError(problems)
-    database: dict[str, Any] = {"host": host, "port": port if "," in port else int(port), "dbname": name}
+    port = ",".join(ports)
+    database: dict[str, Any] = {
+        "host": ",".join(hosts),
+        "port": int(port) if port.isdecimal() else port,
+        "dbname": name,
+    }
     database |= {key: known[key] for key in _CARRIED if known.get(key)}
-    wait = known.get("connect_timeout") or "0"
-    if wait.strip().isdecimal() and int(wait) > 0:
+    wait = int(known.get("connect_timeout") or "0")
+    if wait > 0:
         database["connect_timeout"] = float(wait)
     values: dict[str, Any] = {
         "databases": {name: database},
@@ -110,44 +121,72 @@ def resolved(url: str) -> dict[str, str]:
         from psycopg.pq import Conninfo
     except ImportError:
         raise MissingDependency('reading a connection string needs psycopg: pip install "cenote[proxy]"') from None
+    if not _is_text(url):
+        raise ConfigError(["no connection string: it is not UTF-8"])
     try:
         given = {key: str(value) for key, value in conninfo_to_dict(url).items() if value is not None}
     except psycopg.ProgrammingError as error:
         raise ConfigError([f"no connection string: {str(error).strip()}"]) from None
     service = given.get("service") or os.environ.get("PGSERVICE")
     if service:
-        _must_have_service(service)
+        _check_service(service, {known.keyword.decode() for known in Conninfo.get_defaults()})
     before = os.environ.get("PGSERVICE")
     try:
         if service:
             os.environ["PGSERVICE"] = service  # libpq takes the name of a service from nowhere else here
-        defaults = {known.keyword.decode(): known.val.decode() for known in Conninfo.get_defaults() if known.val}
+        options = Conninfo.get_defaults()
     finally:
         if service:
             if before is None:
                 del os.environ["PGSERVICE"]
             else:
                 os.environ["PGSERVICE"] = before
-    return {**defaults, **{key: value for key, value in given.items() if value != ""}}
+    defaults = {known.keyword.decode(): os.fsdecode(known.val) for known in options if known.val}
+    known = {**defaults, **{key: value for key, value in given.items() if value != ""}}
+    strange = [f"{key}: it is not UTF-8" for key, value in known.items() if not _is_text(value)]
+    if strange:
+        raise ConfigError(strange)
+    return known
 
 
-def _must_have_service(service: str) -> None:
+def _check_service(service: str, keywords: set[str]) -> None:
+    """libpq hands out what it could read of a service and keeps its errors to itself.
+
+    :raises ConfigError: no file has the service, or a line of it is wrong: left out, the connection is another.
+    """
     files = _service_files()
     for file in files:
         try:
             lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             continue
-        if any(line.strip() == f"[{service}]" for line in lines):
+        inside, problems = False, []
+        for number, line in enumerate(map(str.strip, lines), start=1):
+            if line.startswith("["):
+                if inside:
+                    break
+                inside = line == f"[{service}]"
+            elif inside and line and not line.startswith("#"):
+                key, equals, _ = line.partition("=")
+                if not equals or key not in keywords or key == "service":
+                    shown = f"{key}: unknown key{near(key, keywords)}" if equals else "must be key=value"
+                    problems.append(f"{file}: line {number}: service {service!r}: {shown}")
+        if problems:
+            raise ConfigError(problems)
+        if inside:
             return
     raise ConfigError([f"service {service!r}: in none of {', '.join(map(str, files))}"])
 
 
 def _service_files() -> list[Path]:
     own = os.environ.get("PGSERVICEFILE")
-    files = [Path(own) if own else Path.home() / ".pg_service.conf"]
+    files = [Path(own) if own else _home() / ".pg_service.conf"]
     files.append(Path(os.environ.get("PGSYSCONFDIR", "/etc/postgresql-common")) / "pg_service.conf")
     return files
+
+
+def _home() -> Path:
+    return Path(os.path.expanduser("~"))  # Path.home raises where an account has neither name nor HOME
 
 
 def _problems(known: Mapping[str, str]) -> Iterator[str]:
@@ -162,16 +201,23 @@ def _problems(known: Mapping[str, str]) -> Iterator[str]:
         if value and value not in harmless:
             instead = f"; {_INSTEAD[key]}" if key in _INSTEAD else ""
             yield f"{key} = {value!r}: not supported for connections to the server{instead}"
+    wait = known.get("connect_timeout") or "0"
+    if not re.fullmatch(r"\s*[+-]?[0-9]+\s*", wait):
+        yield f"connect_timeout = {wait!r}: must be a whole number of seconds"
     if known.get("hostaddr") and known.get("host") and known.get("sslmode") == "verify-full":
         yield "hostaddr: with sslmode = 'verify-full' give the host alone, whose name the certificate has"
 
 
-def _place(known: Mapping[str, str]) -> tuple[str, str]:
-    """Hosts and ports. With no host: the Unix socket that is there, else the loopback address."""
-    port = known.get("port") or "5432"
-    host = known.get("hostaddr") or known.get("host") or ""
-    filled = [part.strip() or _default_host(port.split(",", maxsplit=1)[0]) for part in host.split(",")]
-    return ",".join(filled), port
+def _is_text(value: str) -> bool:
+    """Whether bytes that came from the environment or a file were UTF-8."""
+    return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _place(known: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Hosts, and one port or as many. No host is the Unix socket that is there, else the loopback address."""
+    ports = [port.strip() or _DEFAULT_PORT for port in (known.get("port") or "").split(",")]
+    hosts = (known.get("hostaddr") or known.get("host") or "").split(",")
+    return [host.strip() or _default_host(ports[0]) for host in hosts], ports
 
 
 def _default_host(port: str) -> str:
@@ -187,7 +233,7 @@ def _default_host(port: str) -> str:
 def passfile_of(known: Mapping[str, str]) -> Path:
     """Where the password file is, or would be."""
     given = known.get("passfile")
-    return Path(given) if given else Path.home() / ".pgpass"
+    return Path(given) if given else _home() / ".pgpass"
 
 
 def password_in(lines: Iterable[str], host: str, port: str, database: str, user: str) -> str | None:
@@ -235,10 +281,13 @@ def _from_file(known: Mapping[str, str], hosts: list[str], ports: list[str], nam
     if named and len(named.split(",")) == len(hosts):
         hosts = [part or host for part, host in zip(named.split(","), hosts, strict=True)]
     ports = ports * len(hosts) if len(ports) == 1 else ports
-    found = {password_in(lines, *place, name, user) for place in zip(hosts, ports, strict=False)} - {None}
+    found = {password_in(lines, *place, name, user) for place in zip(hosts, ports, strict=False)} - {None, ""}
     if len(found) > 1:
         raise ConfigError([f"{passfile_of(known)}: different passwords for the hosts {', '.join(hosts)}"])
-    return found.pop() if found else None
+    password = found.pop() if found else None
+    if password is not None and not _is_text(password):
+        raise ConfigError([f"{passfile_of(known)}: the password of user {user!r} is not UTF-8"])
+    return password
 
 
 def _readable(path: Path) -> list[str]:
@@ -257,11 +306,15 @@ def _readable(path: Path) -> list[str]:
 
 
 def _no_password(known: Mapping[str, str], host: str, port: str, name: str, user: str) -> str:
-    host = (known.get("host") or host).split(",", maxsplit=1)[0]
-    port = port.split(",", maxsplit=1)[0]
+    host = (known.get("host") or "").split(",", maxsplit=1)[0] or host
+    place = f"{f'[{host}]' if ':' in host else quote(host, safe='')}:{port}"
+    line = ":".join(
+        field.replace("\\", "\\\\").replace(":", "\\:")
+        for field in ("localhost" if host in _SOCKET_DIRS else host, port, name, user)
+    )
     return (
         f"no password is known for user {user!r} at {host}:{port}, and clients must prove that they know it. "
-        f"Give it in the URL (postgresql://{user}:PASSWORD@{host}:{port}/{name}), or in the environment "
-        f"(PGPASSWORD), or in the password file ({passfile_of(known)}, mode 0600, "
-        f"a line {host}:{port}:{name}:{user}:PASSWORD)"
+        f"Give it in the URL (postgresql://{quote(user, safe='')}:PASSWORD@{place}/{quote(name, safe='')}), "
+        f"or in the environment (PGPASSWORD), or in the password file ({passfile_of(known)}, mode 0600, "
+        f"a line {line}:PASSWORD)"
     )

@@ -16,7 +16,7 @@ from cenote.proxy.auth.keys import KeyCache
 from cenote.proxy.dial import DialError, dial, send_cancel
 from cenote.proxy.log import get_log
 from cenote.proxy.pool import Guest, ProxyPool
-from cenote.proxy.replies import NONE, QUERY, SWALLOWED, SYNC
+from cenote.proxy.replies import NONE, OWN_QUERY, OWN_SYNC, QUERY, SYNC
 from cenote.proxy.server import ServerConnection
 from cenote.proxy.target import Target
 from cenote.reasons import Failure
@@ -116,7 +116,8 @@ class Works:
         except DialError as error:
             if server is not None:
                 server.abort()
-            self.last_error = error
+            # Without its traceback, which would keep the connection that failed.
+            self.last_error = DialError(error.sqlstate, error.message, error.failure)
             failure = str(error.failure)
             log.warning("dial_failed", pool=pool.name, failure=failure, sqlstate=error.sqlstate, error=str(error))
             machine.dial_failed(slot, monotonic(), failure)
@@ -127,7 +128,6 @@ class Works:
             pool.perform()
             raise
         server.slot = slot
-        server.plans = pool.plans
         slot.data = server
         slot.settings = None
         if server.parameters != pool.base:
@@ -278,7 +278,7 @@ class Works:
         """
         if server.replies.kind == NONE:
             return None
-        if server.cancels or server.replies.kind >= SWALLOWED:
+        if server.cancels or server.replies.kind in (OWN_QUERY, OWN_SYNC):
             # One is on its way, perhaps for what was before; or ours runs, and the client's comes after.
             server.cancel_wanted = server.asked_at
             return None

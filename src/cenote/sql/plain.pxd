@@ -5,3 +5,4 @@ cimport cython
 cpdef bint plain(bytes data, Py_ssize_t start, Py_ssize_t end)
 cdef bint _transaction(bytes text)
 cdef bint _blank(const unsigned char* p, Py_ssize_t i, Py_ssize_t n)
+cdef bint _into(const unsigned char* p, Py_ssize_t i, Py_ssize_t n)

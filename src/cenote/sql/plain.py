@@ -64,9 +64,8 @@ def plain(data: bytes, start: int, end: int) -> bool:
                 return _blank(p, i + 1, n)
             else:
                 return False
-        elif (c | 0x20) == 0x69 and first == 0x73 and i + 4 <= n and p[i + 1] | 0x20 == 0x6E:
-            if p[i + 2] | 0x20 == 0x74 and p[i + 3] | 0x20 == 0x6F:
-                return False  # SELECT ... INTO
+        elif first == 0x73 and (c | 0x20) == 0x69 and _into(p, i, n):
+            return False  # SELECT ... INTO
         i += 1
     return True
 
@@ -74,6 +73,10 @@ def plain(data: bytes, start: int, end: int) -> bool:
 def _transaction(text: bytes) -> bool:
     word = text.rstrip(b" ;\t\r\n").upper()
     return word in (b"BEGIN", b"COMMIT", b"END", b"ROLLBACK")
+
+
+def _into(p: bytes, i: int, n: int) -> bool:
+    return i + 4 <= n and p[i + 1] | 0x20 == 0x6E and p[i + 2] | 0x20 == 0x74 and p[i + 3] | 0x20 == 0x6F
 
 
 def _blank(p: bytes, i: int, n: int) -> bool:
