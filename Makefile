@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run demo test check format bench chaos docs wheel test-compiled clean help
+.PHONY: run demo test check format bench bench-proxy chaos docs wheel test-compiled clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:[^#]*##/\t/' | expand -t 18
@@ -54,6 +54,11 @@ bench: $(READY)  ## against psycopg_pool, SQLAlchemy, asyncpg and psycopg2, in o
 	@test -d $(VENV)-bench || $(PYTHON) -m venv $(VENV)-bench
 	CENOTE_COMPILE=require $(VENV)-bench/bin/python -m pip install --quiet '.[all,bench]'
 	$(VENV)-bench/bin/python -m benchmarks
+
+bench-proxy: $(READY) ## the proxy against PgBouncer (PGBOUNCER=path, else the installed one), in one run
+	@test -d $(VENV)-bench || $(PYTHON) -m venv $(VENV)-bench
+	CENOTE_COMPILE=require $(VENV)-bench/bin/python -m pip install --quiet '.[all,bench]'
+	$(VENV)-bench/bin/python -m benchmarks.proxy
 
 chaos: $(READY)  ## kill things for ten minutes
 	$(BIN)/python -m pytest --build=pure -m chaos --chaos-seconds=600 tests/chaos

@@ -96,9 +96,11 @@ def _arguments() -> argparse.Namespace:
         help="these cells: names, patterns such as 'simple/*', or `budget`: those of the promised mean",
     )
     parser.add_argument("--rounds", type=_positive, help="rounds of each cell, instead of its own number")
-    parser.add_argument("--seconds", type=float, help="how long pgbench runs for each figure (default: 3)")
-    parser.add_argument("--quick", action="store_true", help="a few cells, short: a look in two minutes")
-    parser.add_argument("--no-pin", dest="pin", action="store_false", help="leave the processors to the scheduler")
+    parser.add_argument("--seconds", type=_positive, help="how long pgbench runs for each figure (default: 2)")
+    parser.add_argument("--quick", action="store_true", help="a few cells, short: a look in a minute")
+    parser.add_argument(
+        "--pin", action="store_true", help="a processor for the proxy, the rest for everything else"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE too")
     parser.add_argument(
         "--contestants",

@@ -5,6 +5,7 @@ with a note; one that goes wrong ends the run.
 """
 
 import argparse
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,16 +16,26 @@ from benchmarks.proxy import bulk, idle, pgbench, summary
 from benchmarks.proxy.bulk import Transfer
 from benchmarks.proxy.cells import Cell
 from benchmarks.proxy.client import Failed
-from benchmarks.proxy.contestants import CENOTE, OTHER, PGBOUNCER, SERVERS, Cenote, PgBouncer, Proxy, Site
+from benchmarks.proxy.contestants import (
+    CENOTE,
+    OTHER,
+    PGBOUNCER,
+    SERVERS,
+    Cenote,
+    NotThere,
+    PgBouncer,
+    Proxy,
+    Site,
+)
 from benchmarks.proxy.gauge import Places
 from benchmarks.proxy.pgbench import Load, Pgbench
 from benchmarks.rounds import Row, Sample, order, rows
 from cenote.embedded import Postgres
 
 QUICK_ROUNDS = 3
-QUICK_SECONDS = 1.5
+QUICK_SECONDS = 1
 ROUNDS = {"pgbench": 5, "bulk": 7, "idle": 1}
-SECONDS = 3.0
+SECONDS = 2
 
 
 class Arena:
@@ -40,7 +51,7 @@ class Arena:
         self._options = options
         self._places = places
         self._found: dict[Cell, dict[str, list[Sample]]] = {}
-        _open_to_the_account(folder)
+        folder.chmod(0o755)  # for the account that PgBouncer runs as
         certificate, key = make_certificate(folder)
         self._site = Site(server, folder, certificate, key, places.proxy)
         self._pgbench: Pgbench = pgbench.find(server.binary("pgbench"), places.others)
@@ -54,10 +65,19 @@ class Arena:
         self._proxies: dict[str, Proxy] = {}
 
     def open(self) -> None:
-        """Start the contestants."""
+        """Start the contestants.
+
+        :raises Failed: one of them does not start, or there is none.
+        """
         for name, make in self._makers.items():
-            self._proxies[name] = make()
+            try:
+                self._proxies[name] = make()
+            except NotThere as why:
+                self.skipped.append(("proxy", name, str(why)))
+                continue
             self._proxies[name].start()
+        if not self._proxies:
+            raise Failed("nobody takes part")
 
     def close(self) -> None:
         for proxy in self._proxies.values():
@@ -82,9 +102,8 @@ class Arena:
         if not names:
             return []
         samples: dict[str, list[Sample]] = {name: [] for name in names}
-        rounds = self._options.rounds or (
-            min(QUICK_ROUNDS, ROUNDS[cell.kind]) if self._options.quick else ROUNDS[cell.kind]
-        )
+        usual = ROUNDS[cell.kind]
+        rounds = self._options.rounds or (min(QUICK_ROUNDS, usual) if self._options.quick else usual)
         for number in range(rounds):
             for name in order(names, number):
                 self._say(f"{cell.name}: round {number + 1} of {rounds}: {name}")
@@ -126,7 +145,7 @@ class Arena:
         load = Load("simple" if reconnect else cell.act, cell.clients, cell.tls, reconnect)
         seconds = self._options.seconds or (QUICK_SECONDS if self._options.quick else SECONDS)
 
-        def watched(lasting: float) -> AbstractContextManager[object]:
+        def watched() -> AbstractContextManager[object]:
             if self._options.perf is None or number:
                 return nullcontext()
             return _perf(proxy, self._options.perf / f"{cell.name}-{name}".replace("/", "-").replace(" ", "-"))
@@ -148,7 +167,7 @@ def _perf(proxy: Proxy, target: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            process.send_signal(2)
+            process.send_signal(signal.SIGINT)  # it writes its record
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:
@@ -167,11 +186,6 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
         raise Failed(f"openssl: {done.stderr.strip()}")
     key.chmod(0o644)  # PgBouncer's account reads it; it is worth nothing and gone after the run
     return certificate, key
-
-
-def _open_to_the_account(folder: Path) -> None:
-    """Let the account that PgBouncer runs as come in."""
-    folder.chmod(0o755)
 
 
 def _version(program: Path) -> str:

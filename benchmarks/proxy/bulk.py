@@ -1,9 +1,10 @@
 """Large answers and COPY: clients that read or send 100 MB each, at the same time.
 
-The server makes the rows out of nothing, and reads them without storing any (COPY ... WHERE false), so that the
-proxy has the largest share that it can have.
+The server makes the rows out of nothing, and takes them without parsing or storing any (COPY in binary, WHERE
+false), so that the proxy has the largest share that it can have.
 """
 
+import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,12 +21,13 @@ MB = 100
 ROW_BYTES = 1000
 _SINK = "cenote_bench_sink"
 _ROWS_IN_A_MB = 1000
+_COPY_HEADER = messages.message(b"d", b"PGCOPY\n\xff\r\n\0" + bytes(8))
 _ROWS_IN_A_MESSAGE = 8  # psql sends about 8 KiB at a time
 
 
 def make_table(server: Postgres) -> None:
     """The table that COPY goes into."""
-    server.psql(f"CREATE UNLOGGED TABLE {_SINK} (line text); GRANT ALL ON {_SINK} TO {server.user}")
+    server.psql(f"CREATE UNLOGGED TABLE {_SINK} (line bytea); GRANT ALL ON {_SINK} TO {server.user}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +70,9 @@ def _select(client: Client, mb: int) -> None:
 
 
 def _copy(client: Client, mb: int) -> None:
-    message = messages.message(b"d", (b"x" * (ROW_BYTES - 1) + b"\n") * _ROWS_IN_A_MESSAGE)
-    chunk = message * (_ROWS_IN_A_MB // _ROWS_IN_A_MESSAGE)
-    client.copy_in(f"COPY {_SINK} FROM STDIN WHERE false", chunk, mb)
+    row = struct.pack("!hi", 1, ROW_BYTES) + b"x" * ROW_BYTES
+    chunk = messages.message(b"d", row * _ROWS_IN_A_MESSAGE) * (_ROWS_IN_A_MB // _ROWS_IN_A_MESSAGE)
+    client.copy_in(f"COPY {_SINK} FROM STDIN (FORMAT binary) WHERE false", _COPY_HEADER, chunk, mb)
 
 
 _ACTS: dict[str, Callable[[Client, int], None]] = {"select": _select, "copy": _copy}

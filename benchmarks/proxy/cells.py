@@ -19,7 +19,7 @@ BUDGET_CLIENTS = (8, 64)
 
 # The performance budget: ratios to PgBouncer, and KiB.
 CPU_MEAN, CPU_WORST = 1.05, 1.15
-BULK_TIME, BULK_CPU = 1 / 1.1, 1.0
+BULK_TIME, BULK_CPU = 0.91, 1.0  # a throughput of at least 1.1
 TAIL = 1.0
 IDLE_KIB = {False: 4.0, True: 40.0}
 
@@ -31,7 +31,7 @@ MEASURES: Mapping[Kind, Sequence[Measure]] = {
         Measure("busy", "% of a processor", 100),
         Measure("p50", "ms", 1e3),
         Measure("p99", "ms", 1e3),
-        Measure("p99 / p50"),
+        Measure("tail", "p99 / p50"),
     ),
     "bulk": (
         Measure("throughput", "MB/s"),
@@ -83,7 +83,7 @@ class Cell:
         if self.in_budget:
             found[contestant, "CPU"] = CPU_WORST
             if self.clients == 64:
-                found[contestant, "p99 / p50"] = TAIL
+                found[contestant, "tail"] = TAIL
         return found
 
 

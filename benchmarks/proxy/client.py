@@ -75,12 +75,13 @@ class Client:
         self._socket.sendall(messages.query(sql))
         return self._skip_answer()
 
-    def copy_in(self, sql: str, chunk: bytes, times: int) -> None:
-        """COPY FROM STDIN: send `chunk`, ready-made CopyData messages, so often."""
+    def copy_in(self, sql: str, head: bytes, chunk: bytes, times: int) -> None:
+        """COPY FROM STDIN: send `head`, then `chunk` so often, ready-made CopyData messages both."""
         self._socket.sendall(messages.query(sql))
         kind, body = self._message()
         if kind != _COPY_IN:
             raise Failed(_words(kind, body))
+        self._socket.sendall(head)
         for _ in range(times):
             self._socket.sendall(chunk)
         self._socket.sendall(messages.message(b"c"))

@@ -1,7 +1,7 @@
 """The proxies under test, each a process of its own with the same sizes, log-ins and certificate.
 
-Clients log in with SCRAM against the server's own verifier, and the proxies at the server with SCRAM as well. What is
-not set here is each one's default. They are started together and idle while the other one works; `close` ends them.
+Clients log in with SCRAM against the server's own verifier, and the proxies at the server with SCRAM as well. What
+is not set here is each one's default. They are started together and idle while the other one works.
 """
 
 import os
@@ -31,6 +31,10 @@ import cenote
 from cenote import _build
 print(cenote.__version__, "compiled" if _build.is_compiled() else "NOT compiled", "from", cenote.__path__[0])
 """
+
+
+class NotThere(Failed):
+    """A contestant is not installed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,12 +284,12 @@ log_stats = 0
 def binary() -> str:
     """PgBouncer's.
 
-    :raises Failed: there is none.
+    :raises NotThere: there is none.
     """
     named = os.environ.get("PGBOUNCER")
     found = shutil.which(named or "pgbouncer", path=None if named else f"{os.environ.get('PATH', '')}:/usr/sbin")
     if found is None:
-        raise Failed(f"no PgBouncer: {named or 'install it, or name it with PGBOUNCER=path'}")
+        raise NotThere(f"no PgBouncer: {named or 'install it, or name it with PGBOUNCER=path'}")
     return str(Path(found).absolute())
 
 

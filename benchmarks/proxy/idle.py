@@ -20,14 +20,21 @@ def measure(proxy: Proxy, clients: int, tls: bool) -> Sample:
         stack.callback(proxy.close)
         proxy.start()
         # The first ones load code and open the server connections: no part of what a client costs.
+        first = proxy.client(tls=tls)
+        stack.callback(first.close)
         for _ in range(_WARM):
             _come(proxy, tls, stack)
         empty_kib, began = proxy.pss_kib(), proxy.used()
-        for _ in range(clients):
+        for _ in range(clients - 1):
             _come(proxy, tls, stack)
+        last = proxy.client(tls=tls)
+        stack.callback(last.close)
+        last.query("SELECT 1")
         arrived = proxy.used()
         time.sleep(_QUIET_S)  # for those that give memory back a little later
         full_kib = proxy.pss_kib()
+        for client in (first, last):  # idle, and not gone
+            client.query("SELECT 1")
     return {
         "memory": (full_kib - empty_kib) / clients,
         "empty": empty_kib / 1024,

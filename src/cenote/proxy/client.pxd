@@ -1,5 +1,5 @@
 cimport cython
-from cenote.proxy.prepared cimport Reading, Statement, read
+from cenote.proxy.prepared cimport Reading, Statement, may_copy, read
 from cenote.proxy.replies cimport Entry, ReplyQueue
 from cenote.proxy.naming cimport Named
 from cenote.proxy.server cimport ServerConnection
@@ -23,6 +23,8 @@ cdef class ClientSession(Named):
     cdef public bint ending
     cdef public bint repeatable
     cdef public bint described
+    cdef public bint copies
+    cdef public bint copying_query
     cdef public long long bytes_in
     cdef public long pid
     cdef public bytes secret
@@ -33,6 +35,8 @@ cdef class ClientSession(Named):
     @cython.locals(p="const unsigned char*", n=Py_ssize_t, i=Py_ssize_t, start=Py_ssize_t, end=Py_ssize_t,
                    length=long, kind=int, first=int, seen=int, server=ServerConnection)
     cpdef scan(self, bytes data)
+    cdef _await_copy(self, bytes data, Py_ssize_t start, Py_ssize_t end)
+    cdef _mind_copy(self, ServerConnection server, bytes data, int kind, Py_ssize_t start, Py_ssize_t i, Py_ssize_t end)
     cdef _goodbye(self, ServerConnection server)
     @cython.locals(replies=ReplyQueue, at=Py_ssize_t)
     cdef bint _uncertain(self, ServerConnection server, bytes data, int kind, Py_ssize_t i) except -1

@@ -15,7 +15,7 @@ from typing import Any
 
 from cenote.errors import ProtocolError
 from cenote.proxy.naming import Named
-from cenote.proxy.prepared import HARMLESS, Reading, read
+from cenote.proxy.prepared import HARMLESS, Reading, may_copy, read
 from cenote.proxy.replies import BIND, CLOSE, DESCRIBE, EXECUTE, NONE, PARSE, QUERY, SYNC, UNNAMED_PARSE, Entry
 from cenote.proxy.server import ServerConnection
 from cenote.sql import touch
@@ -82,6 +82,8 @@ class ClientSession(Named):
         self.ending = False
         self.repeatable = False
         self.described = False
+        self.copies = False
+        self.copying_query = False
         self.bytes_in = 0
         self.pid = 0
         self.secret = b""
@@ -293,7 +295,16 @@ class ClientSession(Named):
             # What it leaves behind is the base of what comes next.
             self._flush(data, start, end)
             self._hold(data[end:])
+        elif reading.copies and end <= len(data):
+            self._await_copy(data, start, end)
         return start
+
+    def _await_copy(self, data: bytes, start: int, end: int) -> None:
+        """A server that reads CopyData ignores Sync: nothing may go ahead until it is known whether it does."""
+        self._flush(data, start, end)
+        self.copying_query = True
+        self.copy_asked = True
+        self._hold(data[end:])
 
     def _parse(self, server: ServerConnection, data: bytes, start: int, i: int, end: int) -> int:
         p = data
@@ -413,11 +424,9 @@ class ClientSession(Named):
     def _execute(self, server: ServerConnection, data: bytes, start: int, i: int, end: int) -> int:
         server.replies.expect(_OWED_EXECUTE)
         if self.copy_portals is not None and data[i + 5 : data.find(b"\0", i + 5, end)] in self.copy_portals:
-            # The server will ignore Sync while it reads CopyData, so nothing may go ahead.
-            self._flush(data, start, end)
+            self._await_copy(data, start, end)
+            self.copying_query = False
             server.write(messages.FLUSH)
-            self.copy_asked = True
-            self._hold(data[end:])
         return start
 
     def _function(self, server: ServerConnection, data: bytes, start: int, i: int, end: int) -> int:
@@ -473,10 +482,26 @@ class ClientSession(Named):
             goes = replies.kind != _OWED_NONE
             if goes and kind != _COPY_DATA:
                 server.copy_ended()
-        if goes:
-            return start
-        self._flush(data, start, i)
-        return end
+                if self.copying_query and replies.kind == _OWED_QUERY and end <= len(data):
+                    self._await_copy(data, start, end)  # the same text may copy once more
+        if not goes:
+            self._flush(data, start, i)
+            return end
+        if self.raw and not self.holding and end <= len(data):
+            self._mind_copy(server, data, kind, start, i, end)
+        return start
+
+    def _mind_copy(self, server: ServerConnection, data: bytes, kind: int, start: int, i: int, end: int) -> None:
+        """The texts of a client that is not translated are looked at for COPY only."""
+        if kind == _QUERY:
+            if not plain(data, i + 5, end - 1) and may_copy(data[i + 5 : end - 1]):
+                self._await_copy(data, start, end)
+        elif kind == _PARSE:
+            self.copies = self.copies or may_copy(data[i + 5 : end])
+        elif kind == _EXECUTE and self.copies:
+            self._await_copy(data, start, end)
+            self.copying_query = False
+            server.write(messages.FLUSH)
 
     def _flush(self, data: bytes, start: int, end: int) -> None:
         """Send on what needed no decision so far."""
@@ -526,6 +551,7 @@ class ClientSession(Named):
         self.pool.pinned_by(self, reason)
         self.take_names(server)
         self.raw = True
+        self.copies = True  # what it prepared before is not looked at again
 
     # -- a server connection comes and goes -------------------------------------------------------------------
 

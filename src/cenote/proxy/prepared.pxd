@@ -12,3 +12,4 @@ cdef class Reading:
     cdef public int clears
 
 cpdef Reading read(bytes text)
+cpdef bint may_copy(bytes text)

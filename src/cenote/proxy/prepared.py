@@ -73,10 +73,16 @@ def _read(text: bytes) -> Reading:
     # EXECUTE needs the names to be the client's, as PREPARE does.
     touches = verdict.touches | verdict.reads & touch.PREPARED
     clears = clearing(latin) if touches else 0
-    copies = verdict.verb == "COPY"
+    copies = may_copy(text)
     if not (touches or copies or verdict.reads & touch.SEQUENCE):
         return HARMLESS
     return Reading(touches, copies, verdict.reads, clears)
+
+
+def may_copy(text: bytes) -> bool:
+    """Whether running this may make the server read CopyData. O(text)"""
+    small = text.lower()
+    return b"stdin" in small and b"copy" in small
 
 
 _CLEARS = {

@@ -1,6 +1,6 @@
 cimport cython
 
-cdef int _NONE, _SYNC, _PARSE, _NAMED_PARSE, _OWN_SYNC, _OWN_QUERY, _OWN_BRING, _BIND, _SYNTHETIC
+cdef int _NONE, _QUERY, _SYNC, _PARSE, _NAMED_PARSE, _OWN_SYNC, _OWN_QUERY, _OWN_BRING, _BIND, _SYNTHETIC
 
 cdef class Entry:
     cdef public int kind

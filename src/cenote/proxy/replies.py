@@ -33,7 +33,7 @@ SYNTHETIC = 32  # nothing was sent for a Parse: `reply` is the answer
 SYNTHETIC_CLOSE = 33  # nor for a Close
 
 # The same as C sees them.
-_NONE, _SYNC, _PARSE, _NAMED_PARSE, _OWN_SYNC = NONE, SYNC, PARSE, NAMED_PARSE, OWN_SYNC
+_NONE, _QUERY, _SYNC, _PARSE, _NAMED_PARSE, _OWN_SYNC = NONE, QUERY, SYNC, PARSE, NAMED_PARSE, OWN_SYNC
 _OWN_QUERY, _OWN_BRING, _BIND, _SYNTHETIC = OWN_QUERY, OWN_BRING, BIND, SYNTHETIC
 
 
@@ -145,6 +145,8 @@ class ReplyQueue:
                 dropped.append(self.entries[0])
             elif self.kind == _PARSE:
                 self.dropped_unnamed = True
+            elif self.kind == _QUERY:
+                self.done += 1  # it will never be answered
             self.advance()
         return dropped
 

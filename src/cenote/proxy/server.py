@@ -253,7 +253,12 @@ class ServerConnection(Peer):
                 if owed not in (_OWED_QUERY, _OWED_EXECUTE):
                     self._broken("CopyInResponse that nobody asked for")
                     return
-                if self.early_ends:
+                if client is None:
+                    # Nobody is left to send it anything. What was sent ahead, Sync too, it has ignored.
+                    self.write(messages.copy_fail("the client has left"))
+                    if owed == _OWED_EXECUTE:
+                        self.write(messages.SYNC)
+                elif self.early_ends:
                     self.early_ends -= 1
                 else:
                     self.copying = True
