@@ -58,7 +58,6 @@ def measure(proxy: Proxy, transfer: Transfer, mb: int) -> Sample:
         "throughput": transfer.clients * mb / seconds,
         "time": seconds / hundreds,
         "CPU": (after.cpu_s - before.cpu_s) / hundreds,
-        "of it user": (after.user_s - before.user_s) / hundreds,
     }
 
 

@@ -37,7 +37,6 @@ MEASURES: Mapping[Kind, Sequence[Measure]] = {
         Measure("throughput", "MB/s"),
         Measure("time", "ms per 100 MB", 1e3),
         Measure("CPU", "ms per 100 MB", 1e3),
-        Measure("of it user", "ms per 100 MB", 1e3),
     ),
     "idle": (
         Measure("memory", "KiB per client"),

@@ -145,8 +145,8 @@ class Cenote(Proxy):
 
     def __init__(self, site: Site, name: str = CENOTE, python: str = sys.executable) -> None:
         self.name = name
-        self._python = python
-        self.version = _answer([python, "-c", _WHAT])
+        self._python = os.path.abspath(python)  # not resolved: the link says which environment it is
+        self.version = _answer([self._python, "-c", _WHAT])
         super().__init__(site)
 
     def _prepared(self) -> tuple[Sequence[str], bool]:

@@ -107,7 +107,8 @@ class Pgbench:
 
     def _started(self, proxy: Proxy, load: Load, lasting: int, log: Path) -> "subprocess.Popen[bytes]":
         server = proxy.site.server
-        program = self.tls if load.tls else self.plain
+        # New connections are for the one with TLS too, where it is there: its OpenSSL is quicker at SCRAM.
+        program = self.tls if load.tls or (load.reconnect and self.tls) else self.plain
         assert program is not None
         where = ["-h", "127.0.0.1", "-p", str(proxy.port), "-U", server.user, server.database]
         how = ["-n", "-S", "-M", load.mode, "-c", str(load.clients), "-j", "1", "-T", str(lasting)]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from benchmarks.proxy.cells import CPU_MEAN, Cell, chosen, every_cell
 from benchmarks.proxy.contestants import cenote_toml, pgbouncer_ini, release
 from benchmarks.proxy.gauge import pss_kib
 from benchmarks.proxy.pgbench import in_window, quantile
 from benchmarks.proxy.summary import cpu_mean, geometric_mean, told
 from benchmarks.rounds import Spread
+
 from cenote.proxy.config import load_config, pool_options
 
 LOG = b"""\

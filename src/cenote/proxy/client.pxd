@@ -45,7 +45,7 @@ cdef class ClientSession(Named):
     @cython.locals(reading=Reading)
     cdef Py_ssize_t _query(self, ServerConnection server, bytes data, Py_ssize_t start, Py_ssize_t i,
                            Py_ssize_t end) except -1
-    @cython.locals(p="const unsigned char*", n=Py_ssize_t, j=Py_ssize_t, k=Py_ssize_t)
+    @cython.locals(p="const unsigned char*", n=Py_ssize_t, j=Py_ssize_t, k=Py_ssize_t, reading=Reading)
     cdef Py_ssize_t _parse(self, ServerConnection server, bytes data, Py_ssize_t start, Py_ssize_t i,
                            Py_ssize_t end) except -1
     @cython.locals(p="const unsigned char*", n=Py_ssize_t, j=Py_ssize_t, k=Py_ssize_t, size=Py_ssize_t,
@@ -67,6 +67,7 @@ cdef class ClientSession(Named):
     cdef _flush(self, bytes data, Py_ssize_t start, Py_ssize_t end)
     @cython.locals(touches=int)
     cdef _beware(self, ServerConnection server, Reading reading)
+    cdef bint _may_prepare(self, ServerConnection server, bytes data, Py_ssize_t i) except -1
     cdef _fresh_sequences(self, ServerConnection server, Reading reading)
     cdef _beware_bound(self, ServerConnection server, Reading reading, bytes portal)
     cdef _hold(self, bytes data)

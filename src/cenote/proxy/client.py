@@ -18,6 +18,7 @@ from cenote.proxy.naming import Named
 from cenote.proxy.prepared import HARMLESS, Reading, may_copy, read
 from cenote.proxy.replies import BIND, CLOSE, DESCRIBE, EXECUTE, NONE, PARSE, QUERY, SYNC, UNNAMED_PARSE, Entry
 from cenote.proxy.server import ServerConnection
+from cenote.reasons import Pinned
 from cenote.sql import touch
 from cenote.sql.plain import plain
 from cenote.wire import messages
@@ -119,7 +120,7 @@ class ClientSession(Named):
         kind = 0
         self.described = False
         # Whether what is sent here could be sent once more as it is: one buffer, nothing else in flight.
-        self.repeatable = not (self.left or self.raw) and (
+        self.repeatable = not (self.left or self.pin) and (
             server is None or (server.replies.kind == _OWED_NONE and not server.answered)
         )
         if self.left:
@@ -277,9 +278,7 @@ class ClientSession(Named):
     def _query(self, server: ServerConnection, data: bytes, start: int, i: int, end: int) -> int:
         reading = HARMLESS
         if end > len(data):
-            self._flush(data, start, i)
-            start = i
-            self.keep(server, "statement_too_long")
+            self.keep(server, Pinned.STATEMENT_TOO_LONG)
         elif not plain(data, i + 5, end - 1):
             reading = read(data[i + 5 : end - 1])
         if reading is not HARMLESS:
@@ -287,6 +286,10 @@ class ClientSession(Named):
             self._flush(data, start, i)
             start = i
             self._beware(server, reading)
+            if self.touching & _PREPARED:
+                self.touching = 0
+                if not self._may_prepare(server, data, i):
+                    return i
         if not server.replies.open:  # else it may yet be discarded
             self.unnamed = None
         server.unnamed = None
@@ -311,7 +314,10 @@ class ClientSession(Named):
         n = len(data)
         if end > n:
             self._flush(data, start, i)
-            self.keep(server, "statement_too_long")
+            self.keep(server, Pinned.STATEMENT_TOO_LONG)
+            other = server.names.get(data[i + 5 : data.find(b"\0", i + 5)])
+            if other is not None:
+                server.close_statement(other, server.known[other])
             server.replies.expect(_OWED_PARSE)
             return i
         j = i + 5
@@ -324,16 +330,22 @@ class ClientSession(Named):
             self._flush(data, start, i)
             self._malformed(_PARSE)
             return i
+        reading = HARMLESS
+        if not plain(data, j + 1, k):
+            reading = read(data[j + 1 : k])
+            if reading is not HARMLESS:
+                self._flush(data, start, i)
+                start = i
+                self._fresh_sequences(server, reading)
+                if reading.touches & _PREPARED and not self._may_prepare(server, data, i):
+                    return i
+                if self.raw:
+                    server.replies.expect(_OWED_PARSE)
+                    return i
         if j == i + 5:
             before = self.unnamed
             self.unnamed = data[j + 1 : end]
-            if plain(data, j + 1, k):
-                self.unnamed_reading = HARMLESS
-            else:
-                self.unnamed_reading = read(data[j + 1 : k])
-                self._flush(data, start, i)
-                start = i
-                self._fresh_sequences(server, self.unnamed_reading)
+            self.unnamed_reading = reading
             server.unnamed = self.unnamed
             server.unnamed_at = server.replies.sent
             if server.replies.kind == _OWED_NONE:
@@ -433,7 +445,7 @@ class ClientSession(Named):
         if int.from_bytes(data[i + 5 : i + 9], "big") not in _LARGE_OBJECT_CALLS:
             self._flush(data, start, i)
             start = i
-            self.keep(server, "function_call")
+            self.keep(server, Pinned.FUNCTION_CALL)
         self.repeatable = False
         server.replies.expect(_OWED_QUERY)
         return start
@@ -519,9 +531,14 @@ class ClientSession(Named):
         # PREPARE needs the names to be the client's before it runs; the rest waits for the answer, since a text
         # that the server cannot even parse touches nothing.
         at_rest = server.replies.kind == _OWED_NONE and not server.replies.open
-        if touches & ~reading.clears == 0 and at_rest and (server.status == _IDLE or touches == _PREPARED):
+        if (
+            touches & ~reading.clears == 0
+            and at_rest
+            and not self.pin
+            and (server.status == _IDLE or touches == _PREPARED)
+        ):
             self.clearing = touches  # DEALLOCATE ALL is not undone by a roll-back
-        elif touches & _PREPARED == 0 and at_rest:
+        elif touches & _PREPARED or at_rest:
             self.touching = touches
         else:
             self.keep(server, self.pool.pin_reason(touches))
@@ -544,14 +561,34 @@ class ClientSession(Named):
             self.copy_portals.add(portal)
 
     def keep(self, server: ServerConnection, reason: str) -> None:
-        """Keep this server connection until the client ends. From now on its names are the client's own."""
-        if self.pin:
-            return
-        self.pin = reason
-        self.pool.pinned_by(self, reason)
-        self.take_names(server)
-        self.raw = True
-        self.copies = True  # what it prepared before is not looked at again
+        """Keep this server connection until the client ends."""
+        if not self.pin:
+            self.pin = reason
+            self.pool.pinned_by(self, reason)
+
+    def own_names(self, server: ServerConnection) -> None:
+        """From now on the names on its server connection are the client's own, and nothing is translated."""
+        if not self.raw:
+            self.take_names(server)
+            self.raw = True
+            self.copies = True  # what it prepared before is not looked at again
+
+    def _may_prepare(self, server: ServerConnection, data: bytes, i: int) -> bool:
+        """PREPARE, EXECUTE or DEALLOCATE by SQL, which goes by the server's names. Whether the message may go on
+        now; if not, it is held until it is known what came of the batches before, or was refused."""
+        self.keep(server, Pinned.PREPARED_BY_SQL)
+        if self.raw:
+            return True
+        if server.replies.open:
+            text = "cenote: PREPARE, EXECUTE and DEALLOCATE must be the first of what comes before a Sync"
+            self.fail("0A000", text)
+            return False
+        if server.replies.kind != _OWED_NONE:
+            self._hold(data[i:] if i else data)
+            self.order_asked = True
+            return False
+        self.own_names(server)
+        return True
 
     # -- a server connection comes and goes -------------------------------------------------------------------
 

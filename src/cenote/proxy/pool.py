@@ -139,7 +139,7 @@ class ProxyPool(Lender):
             self.transactions += 1
             self.transaction_s.observe(now - server.began_at)
             server.asked_at = 0.0
-        if client.raw:
+        if client.pin:
             return
         self._part(client, server)
         client.since = now
@@ -205,6 +205,7 @@ class ProxyPool(Lender):
         if server.settings is client.settings:
             if not client.raw and (self.session_mode or (client.settings is not None and client.settings.opaque)):
                 client.keep(server, Pinned.SESSION_MODE if self.session_mode else Pinned.CLIENT_ENCODING)
+                client.own_names(server)
             return False
         client.holding = True
         sql = conversion(server.settings, client.settings)
@@ -318,7 +319,7 @@ class ProxyPool(Lender):
                 pass  # its own end is being told
             elif client.left and not client.dropping:
                 self.machine.release_broken(slot, now, "unfinished", "private")
-            elif (client.raw and not self.session_mode) or client.touching:
+            elif (client.pin and not self.session_mode) or client.touching:
                 self.machine.release_broken(slot, now, "pinned", "private")
             elif server.rests() and not (server.cancels or server.doubtful or self.session_mode):
                 self.machine.release(slot, now)

@@ -27,6 +27,7 @@ cdef class Borrower(Peer):
     cpdef granted(self, server)
     cpdef hear(self)
     cpdef keep(self, server, str reason)
+    cpdef own_names(self, server)
     cpdef go_on(self)
     cpdef bytes in_own_names(self, server, bytes body)
     cpdef define(self, bytes name, statement)

@@ -65,6 +65,9 @@ class Borrower(Peer):
     def keep(self, server: Any, reason: str) -> None:
         """Have this server connection to the end."""
 
+    def own_names(self, server: Any) -> None:
+        """The names on this server connection are the borrower's own."""
+
     def go_on(self) -> None:
         """Whatever held the input is over."""
 

@@ -293,7 +293,7 @@ class ServerConnection(Peer):
         elif client is not None and client.copy_asked and (self.copying or replies.kind == _OWED_NONE):
             client.copy_begins()
         elif client is not None and replies.open and replies.kind == _OWED_NONE:
-            if not (replies.bound or self.skipping or self.left or client.raw) and self.status == _IDLE:  # noqa: SIM102
+            if not (replies.bound or self.skipping or self.left or client.pin) and self.status == _IDLE:  # noqa: SIM102
                 # Statements were prepared and described, and the answers asked for by Flush: nothing of that
                 # needs this connection any longer.
                 self.sync()
