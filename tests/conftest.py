@@ -35,6 +35,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--build", choices=["pure", "compiled"], help="fail unless this build of the hot modules is under test"
     )
+    parser.addoption(
+        "--through",
+        choices=["cenote", "direct"],
+        default="cenote",
+        help="what the drivers of tests/clients speak to",
+    )
+    parser.addoption(
+        "--require-node",
+        action="store_true",
+        help="fail where node's driver cannot be tested, instead of skipping",
+    )
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -223,6 +223,22 @@ async def test_B5_the_unnamed_statement_is_not_taken_for_parsed_either(everywher
 
 
 @wire
+async def test_B14_a_query_behind_an_unanswered_batch_ends_the_unnamed_statement(everywhere):
+    said = await everywhere(
+        run("SELECT 1") + SYNC + query("SELECT 2"),
+        ready(2),
+        again() + SYNC,
+        ready(),
+        run("SELECT 3") + SYNC + run("SELECT 4") + SYNC + query("") + describe() + SYNC,
+        ready(4),
+        again() + SYNC,
+        ready(),
+    )
+    assert [row[0] for row in rows(said)] == ["1", "2", "3", "4"]
+    assert [fields["C"] for fields in errors(said)] == ["26000"] * 3
+
+
+@wire
 async def test_B5_no_client_ever_runs_the_unnamed_statement_of_another(single):
     """The one on the server is the other's, and the Parse that would replace it was discarded."""
     async with await single.client() as client, await single.client() as other:

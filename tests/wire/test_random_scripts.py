@@ -96,7 +96,12 @@ MESSAGES = st.one_of(
     st.builds(close_portal, PORTALS),
     st.just(FLUSH),
 )
-ROWS = st.lists(st.sampled_from([data("1"), data("2", "3"), data("x"), FLUSH, SYNC]), max_size=3).map(b"".join)
+# Whether a Sync behind a row that fails is eaten cannot be known before the server says so: none stands there.
+ROWS = st.builds(
+    lambda before, rows: b"".join(before + rows),
+    st.lists(st.sampled_from([FLUSH, SYNC]), max_size=2),
+    st.lists(st.sampled_from([data("1"), data("2", "3"), data("x"), FLUSH]), max_size=3),
+)
 COPY_IN = "COPY random_rows FROM STDIN"
 
 

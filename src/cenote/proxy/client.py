@@ -53,6 +53,7 @@ _TEXT_BYTES = 1_048_576
 # Names and the like: nothing that must be seen whole may be longer.
 _HOLD_BYTES = 1_048_576
 _LONGEST = 0x7FFFFFFF
+_LONG_TEXT = b"(too long)"
 # Input held before the client is made to wait.
 _HELD_BYTES = 262_144
 # Large objects, the only functions that libpq calls by number.
@@ -276,6 +277,13 @@ class ClientSession(Named):
         return False
 
     def _query(self, server: ServerConnection, data: bytes, start: int, i: int, end: int) -> int:
+        if server.replies.open and server.replies.kind != _OWED_NONE:
+            # It ends the unnamed statement, unless the batch it stands in has failed: that has to be known first.
+            self._flush(data, start, i)
+            self._hold(data[i:] if i else data)
+            server.write(messages.FLUSH)
+            self.copy_asked = True
+            return i
         reading = HARMLESS
         if end > len(data):
             self.keep(server, Pinned.STATEMENT_TOO_LONG)
@@ -290,8 +298,7 @@ class ClientSession(Named):
                 self.touching = 0
                 if not self._may_prepare(server, data, i):
                     return i
-        if not server.replies.open:  # else it may yet be discarded
-            self.unnamed = None
+        self.unnamed = None
         server.unnamed = None
         server.replies.expect(_OWED_QUERY)
         if self.clearing or self.touching:
@@ -318,6 +325,10 @@ class ClientSession(Named):
             other = server.names.get(data[i + 5 : data.find(b"\0", i + 5)])
             if other is not None:
                 server.close_statement(other, server.known[other])
+            if not p[i + 5]:
+                # It cannot be brought to another server; nor need it, this one is kept.
+                self.unnamed = server.unnamed = _LONG_TEXT
+                self.unnamed_reading = HARMLESS
             server.replies.expect(_OWED_PARSE)
             return i
         j = i + 5
@@ -359,7 +370,9 @@ class ClientSession(Named):
         self._flush(data, start, i)
         return end if self.parse_named(server, data[i + 5 : j], data[j + 1 : end]) else i
 
-    def _bind(self, server: ServerConnection, data: bytes, start: int, i: int, end: int) -> int:
+    def _bind(  # noqa: PLR0915 - one message, its two names
+        self, server: ServerConnection, data: bytes, start: int, i: int, end: int
+    ) -> int:
         p = data
         n = len(data) if end > len(data) else end
         j = i + 5
@@ -575,17 +588,17 @@ class ClientSession(Named):
 
     def _may_prepare(self, server: ServerConnection, data: bytes, i: int) -> bool:
         """PREPARE, EXECUTE or DEALLOCATE by SQL, which goes by the server's names. Whether the message may go on
-        now; if not, it is held until it is known what came of the batches before, or was refused."""
+        now; if not, it is held until it is known what came of those before."""
         self.keep(server, Pinned.PREPARED_BY_SQL)
         if self.raw:
             return True
-        if server.replies.open:
-            text = "cenote: PREPARE, EXECUTE and DEALLOCATE must be the first of what comes before a Sync"
-            self.fail("0A000", text)
-            return False
         if server.replies.kind != _OWED_NONE:
             self._hold(data[i:] if i else data)
-            self.order_asked = True
+            if server.replies.open:
+                server.write(messages.FLUSH)
+                self.copy_asked = True
+            else:
+                self.order_asked = True
             return False
         self.own_names(server)
         return True
@@ -643,7 +656,8 @@ class ClientSession(Named):
             self.close()
             return
         if self.order_asked:
-            self.in_order()
+            self.order_asked = False
+            self.go_on_after(server)
             return
         if self.clearing:
             clearing = self.clearing
@@ -659,7 +673,7 @@ class ClientSession(Named):
             return
         if self.copy_asked:
             self.copy_asked = False
-            self.go_on()
+            self.go_on_after(server)
             return
         self._maybe_release(server)
 

@@ -27,7 +27,7 @@ cdef class Named(Borrower):
     @cython.locals(statement=Statement)
     cdef close_name(self, ServerConnection server, bytes name)
     cdef Statement undefine_name(self, bytes name)
-    @cython.locals(statement=Statement)
+    @cython.locals(statement=Statement, inside=bint)
     cdef take_names(self, ServerConnection server)
     cpdef bytes in_own_names(self, server, bytes body)
     cpdef define(self, bytes name, statement)

@@ -159,6 +159,7 @@ class Named(Borrower):
     def take_names(self, server: ServerConnection) -> None:
         """From now on the server knows this client's statements, by the client's names, and nobody else's."""
         mine = self.statements or {}
+        inside = server.replies.open
         for name, statement in list(server.names.items()):
             if mine.get(name) is not statement:
                 server.close_statement(statement, name)
@@ -166,10 +167,10 @@ class Named(Borrower):
             if server.known.get(statement) != name:
                 server.write(messages.parse(name, statement.tail))
                 server.know(statement, name)
-                server.replies.add(Entry(_OWED_OWN_BRING, statement, name))
+                server.replies.add(Entry(_OWED_OWN_PARSE if inside else _OWED_OWN_BRING, statement, name))
         if self.unnamed is not None and server.unnamed != self.unnamed:
             self.bring_unnamed(server)
-        if server.replies.open:
+        if server.replies.open and not inside:
             server.sync()  # what cannot be prepared any more shall not take the client's next message with it
 
     def close_name(self, server: ServerConnection, name: bytes) -> None:

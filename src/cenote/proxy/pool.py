@@ -291,9 +291,13 @@ class ProxyPool(Lender):
         if not statement.changed:
             statement.changed = True
             self.recovered_plans += 1
-            for key, known in list(self.statements.items()):
-                if known is statement:
-                    del self.statements[key]
+            self.retire(statement)
+
+    def retire(self, statement: Statement) -> None:
+        """Who prepares this text from now on has it parsed anew. O(statements), after an error only."""
+        for key, known in list(self.statements.items()):
+            if known is statement:
+                del self.statements[key]
 
     def refusal(self, reason: str) -> bytes:
         """The error that says why there is no connection, with the numbers."""

@@ -18,6 +18,7 @@ cdef class ReplyQueue:
     cdef public long sent
     cdef public long done
     cdef public bint dropped_unnamed
+    cdef public Py_ssize_t dropped_binds
     cdef public bytearray behind
     cdef public Py_ssize_t next
     cdef public list entries

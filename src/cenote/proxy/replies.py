@@ -62,7 +62,7 @@ class ReplyQueue:
     open: the server may be inside an extended batch: only ReadyForQuery ends that
     bound: that batch did more than prepare and describe statements
     sent, done: batches ended by us (Sync, Query), and by the server (ReadyForQuery)
-    dropped_unnamed: a Parse without an entry was discarded
+    dropped_unnamed, dropped_binds: a Parse without an entry was discarded; and so many Binds
     """
 
     def __init__(self) -> None:
@@ -72,6 +72,7 @@ class ReplyQueue:
         self.sent = 0
         self.done = 0
         self.dropped_unnamed = False
+        self.dropped_binds = 0
         # The first is in `kind`; these are behind it, from `next` on.
         self.behind = bytearray()
         self.next = 0
@@ -145,6 +146,8 @@ class ReplyQueue:
                 dropped.append(self.entries[0])
             elif self.kind == _PARSE:
                 self.dropped_unnamed = True
+            elif self.kind == _BIND:
+                self.dropped_binds += 1
             elif self.kind == _QUERY:
                 self.done += 1  # it will never be answered
             self.advance()

@@ -20,7 +20,7 @@ class Borrower(Peer):
     left: bytes of a message that are still to come; dropping: and will not be sent on
     polite: it has said goodbye, and waits for its last answers
     order_asked: it waits until it is known what became of the batches before
-    copy_asked: it waits for the answer to an Execute of COPY
+    copy_asked: it waits until all is answered, or the server reads CopyData
     """
 
     def __init__(self) -> None:

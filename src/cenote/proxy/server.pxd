@@ -63,6 +63,7 @@ cdef class ServerConnection(Peer):
                    length=long, kind=int, owed=int, ready=bint, drop=bint, fresh=bint, client=Borrower,
                    replies=ReplyQueue, entry=Entry)
     cpdef received(self, bytes data)
+    cdef bint _only_prepared(self, Borrower client) except -1
     @cython.locals(client=Borrower)
     cdef _ready(self)
     @cython.locals(replies=ReplyQueue, client=Borrower)

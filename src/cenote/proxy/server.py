@@ -292,11 +292,13 @@ class ServerConnection(Peer):
             self._ready()
         elif client is not None and client.copy_asked and (self.copying or replies.kind == _OWED_NONE):
             client.copy_begins()
-        elif client is not None and replies.open and replies.kind == _OWED_NONE:
-            if not (replies.bound or self.skipping or self.left or client.pin) and self.status == _IDLE:  # noqa: SIM102
-                # Statements were prepared and described, and the answers asked for by Flush: nothing of that
-                # needs this connection any longer.
-                self.sync()
+        elif client is not None and replies.open and replies.kind == _OWED_NONE and self._only_prepared(client):
+            self.sync()
+
+    def _only_prepared(self, client: Borrower) -> bool:
+        """Statements were prepared and described, and the answers asked for by Flush: nothing of that needs this
+        connection any longer."""
+        return self.status == _IDLE and not (self.replies.bound or self.skipping or self.left or client.pin)
 
     def _ready(self) -> None:
         """After a ReadyForQuery: callbacks, then the pool if nothing is owed."""
@@ -353,18 +355,17 @@ class ServerConnection(Peer):
         self._undo(replies.discard_to_sync(), owed)
         if replies.kind == _OWED_NONE:
             self.skipping = True
-        if changed:
-            if bound is not None:
-                self.pool.plan_changed(bound)
+        if replies.dropped_binds:
+            del self.binding[: replies.dropped_binds]
+            replies.dropped_binds = 0
+        if bound is not None and (b"\0C42" in body or b"\0CXX" in body):
+            self.pool.retire(bound)  # what it names may have been made anew
+        if bound is not None and changed:
+            self.pool.plan_changed(bound)
             # The plan is looked at before anything runs, so nothing has been done; and only a client that
             # asked for the description of the rows will notice that they are others now.
-            if (
-                bound is not None
-                and first
-                and self.described
-                and self.batch is not None
-                and replies.pending() == 1
-            ):
+            whole = self.batch is not None and replies.pending() == 1
+            if first and self.described and whole:
                 self.replaying = True
         if self.replaying:
             self.instead = b""

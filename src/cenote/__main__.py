@@ -1,0 +1,5 @@
+"""`python -m cenote` is `cenote`."""
+
+from cenote.cli.__main__ import main
+
+main()
