@@ -277,20 +277,24 @@ async def test_D2_copies_that_were_sent_whole_before_the_first_was_answered(prox
     """The first is refused; the client has ended the second one as well, so its Sync behind that counts."""
 
     async def refuses_the_first(session: ServerEnd) -> None:
-        await session.expect("QdcQdc")
+        await session.expect("Q")
         session.send(messages.error("ERROR", "42P01", "no such table"), messages.ready())
+        await until_kind(session, "Q")
         session.send(messages.message(b"G", b"\0\0\0"))
-        begun.set()
         await synced.wait()
+        await until_kind(session, "c")
         session.send(messages.command_complete("COPY 1"), messages.ready())
         await session.serve()
 
-    begun, synced = asyncio.Event(), asyncio.Event()
+    async def until_kind(session: ServerEnd, kind: str) -> None:
+        while (await session.receive()).kind != kind:
+            pass
+
+    synced = asyncio.Event()
     async with ScriptedServer(refuses_the_first) as server:
         proxy = proxy_for(server, max_size=1)
         async with await proxy.client(timeout=3.0) as client:
             await client.send((query(IN) + lines(1) + COPY_DONE) * 2)
-            await begun.wait()
             assert kinds(await client.until("G")) == "EZG"
             await client.send(SYNC, query("SELECT 1"))
             await proxy.reached(leased=1)

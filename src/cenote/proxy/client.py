@@ -442,7 +442,8 @@ class ClientSession(Named):
             at += 1 + int.from_bytes(data[at + 1 : at + 5], "big")
         if server.status != _IDLE or server.replies.kind != _OWED_NONE or server.replies.open:
             return False
-        self.write(messages.error("ERROR", "0A000", "cached plan must not change result type"))
+        text = "cached plan must not change result type"
+        self.write(messages.error("ERROR", "0A000", text, routine="RevalidateCachedQuery"))
         self.skipping = True
         return True
 

@@ -256,23 +256,25 @@ class _Dialing(Generic[P]):
                 await _end_of(peer)
 
 
-async def send_cancel(address: Address, pid: int, secret: bytes, timeout: float = 10.0) -> bool:
+async def send_cancel(address: Address, pid: int, secret: bytes, timeout: float = 10.0) -> bool | None:
     """Ask the server to cancel what the connection with this key runs; the way there is the connection's own.
 
     It returns when the server has closed: then the signal has been sent, and a query that starts later is safe.
 
     :param timeout: seconds for all of it
-    :return: False: whether it was delivered is not known
+    :return: True: it was delivered; False: nobody knows; None: it was never sent
     """
+    sent = False
     try:
         async with asyncio.timeout(timeout), _opened(_Canceller, address) as peer:
             if address.tls is not None:
                 await _encrypt(peer, address, optional=False)
+            sent = True
             say(peer, messages.cancel_request(pid, secret))
             await _end_of(peer)
             return peer.clean
     except (OSError, TimeoutError, ProtocolError, DialError, ValueError):
-        return False
+        return False if sent else None
 
 
 class _Canceller(Peer, asyncio.Protocol):

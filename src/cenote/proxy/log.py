@@ -33,6 +33,7 @@ EVENTS: dict[str, str] = {
     "pinned": "a client keeps its server connection past the transaction, and why",
     "server_protocol_error": "a server sent what the protocol does not allow; that connection is closed",
     "cancel_failed": "a cancel request did not reach the server",
+    "no_descriptors": "the process has no descriptor left for a client; nothing is accepted for a moment",
     "task_failed": "a task of a pool failed inside Cenote: a bug, please report it",
 }
 

@@ -31,5 +31,6 @@ cdef class ReplyQueue:
     cpdef advance(self)
     cpdef ready(self)
     cpdef discard_to_sync(self)
+    cpdef bint synced(self)
     cpdef bint uncertain(self, long at)
     cpdef Py_ssize_t pending(self)

@@ -157,6 +157,10 @@ class ReplyQueue:
         """Whether what was sent in batch number `at` may yet be discarded, without what is sent now."""
         return self.done <= at < self.sent
 
+    def synced(self) -> bool:
+        """A Sync has been sent behind the first. O(owed)"""
+        return _SYNC in self.behind[self.next :] or _OWN_SYNC in self.behind[self.next :]
+
     def pending(self) -> int:
         """How many requests are owed an answer. O(1)"""
         return 0 if self.kind == _NONE else 1 + len(self.behind) - self.next

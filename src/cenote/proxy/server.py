@@ -256,7 +256,7 @@ class ServerConnection(Peer):
                 if client is None:
                     # Nobody is left to send it anything. What was sent ahead, Sync too, it has ignored.
                     self.write(messages.copy_fail("the client has left"))
-                    if owed == _OWED_EXECUTE:
+                    if owed == _OWED_EXECUTE and replies.synced():
                         self.write(messages.SYNC)
                 elif self.early_ends:
                     self.early_ends -= 1

@@ -76,7 +76,7 @@ class Tunnels:
         server = self._running.get(client)
         if server is None:
             return False
-        return await send_cancel(server.endpoint, server.backend_pid, server.backend_secret)
+        return bool(await send_cancel(server.endpoint, server.backend_pid, server.backend_secret))
 
 
 class End(Peer, asyncio.Protocol):

@@ -288,7 +288,7 @@ class Works:
         return task
 
     async def _cancel(self, server: ServerConnection) -> None:
-        delivered = False
+        delivered: bool | None = False
         try:
             delivered = await send_cancel(
                 server.endpoint, server.backend_pid, server.backend_secret, timeout=_CANCEL_S
@@ -296,7 +296,8 @@ class Works:
         finally:
             self.pool.daemon.count_cancel("delivered" if delivered else "failed")
             if not delivered:
-                server.doubtful = True  # it may still strike: nobody else may have this connection
+                if delivered is not None:
+                    server.doubtful = True  # it may still strike: nobody else may have this connection
                 log.warning("cancel_failed", pool=self.pool.name, server_pid=server.backend_pid)
 
     def _cancelled(self, server: ServerConnection) -> None:

@@ -98,18 +98,22 @@ def negotiate_protocol_version(newest: int, unknown: Sequence[str | bytes]) -> b
     return message(b"v", _int32(newest) + _int32(len(unknown)) + b"".join(map(cstring, unknown)))
 
 
-def _fields(severity: str, sqlstate: str, text: str, detail: str, hint: str) -> bytes:
+def _fields(severity: str, sqlstate: str, text: str, detail: str, hint: str, routine: str = "") -> bytes:
     body = b"S" + cstring(severity) + b"V" + cstring(severity) + b"C" + cstring(sqlstate) + b"M" + cstring(text)
     if detail:
         body += b"D" + cstring(detail)
     if hint:
         body += b"H" + cstring(hint)
+    if routine:
+        body += b"R" + cstring(routine)
     return body + b"\0"
 
 
-def error(severity: str, sqlstate: str, text: str, *, detail: str = "", hint: str = "") -> bytes:
-    """ErrorResponse. `severity` is ERROR or FATAL."""
-    return message(b"E", _fields(severity, sqlstate, text.replace("\0", "?"), detail, hint))
+def error(
+    severity: str, sqlstate: str, text: str, *, detail: str = "", hint: str = "", routine: str = ""
+) -> bytes:
+    """ErrorResponse. `severity` is ERROR or FATAL; `routine` is the server's function that drivers look at."""
+    return message(b"E", _fields(severity, sqlstate, text.replace("\0", "?"), detail, hint, routine))
 
 
 def notice(severity: str, sqlstate: str, text: str, *, detail: str = "", hint: str = "") -> bytes:
