@@ -486,6 +486,7 @@ class ClientSession(Named):
             if server.copying:
                 goes = False
             else:
+                self.skipping = False
                 server.skipping = False
                 replies.expect(_OWED_SYNC)
         elif kind == _EXECUTE:
