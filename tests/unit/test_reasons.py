@@ -9,9 +9,15 @@ import pytest
 
 import cenote.reasons
 from cenote.core import machine
-from cenote.reasons import TEXT, Closed, Failure, Opened, Refused, failure_of, fatal_failure
+from cenote.reasons import TEXT, Closed, Failure, Opened, Pinned, Refused, failure_of, fatal_failure
 
-KINDS: dict[str, type[StrEnum]] = {"opened": Opened, "refused": Refused, "closed": Closed, "failure": Failure}
+KINDS: dict[str, type[StrEnum]] = {
+    "opened": Opened,
+    "refused": Refused,
+    "closed": Closed,
+    "pinned": Pinned,
+    "failure": Failure,
+}
 # Not machine.__file__: that is an extension module in a compiled build. The sources lie beside each other.
 MACHINE = Path(cenote.reasons.__file__).parent / "core" / "machine.py"
 

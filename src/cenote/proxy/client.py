@@ -48,6 +48,11 @@ _STATEMENT = 0x53  # S, in Describe and Close
 _IDLE = 0x49
 _PREPARED, _SEQUENCE = touch.PREPARED, touch.SEQUENCE
 
+_PREPARED_BY_SQL, _STATEMENT_TOO_LONG, _FUNCTION_CALL = (
+    str(Pinned.PREPARED_BY_SQL),
+    str(Pinned.STATEMENT_TOO_LONG),
+    str(Pinned.FUNCTION_CALL),
+)
 # A text is read up to this length; longer ones are streamed and cannot be told.
 _TEXT_BYTES = 1_048_576
 # Names and the like: nothing that must be seen whole may be longer.
@@ -286,7 +291,7 @@ class ClientSession(Named):
             return i
         reading = HARMLESS
         if end > len(data):
-            self.keep(server, Pinned.STATEMENT_TOO_LONG)
+            self.keep(server, _STATEMENT_TOO_LONG)
         elif not plain(data, i + 5, end - 1):
             reading = read(data[i + 5 : end - 1])
         if reading is not HARMLESS:
@@ -321,7 +326,7 @@ class ClientSession(Named):
         n = len(data)
         if end > n:
             self._flush(data, start, i)
-            self.keep(server, Pinned.STATEMENT_TOO_LONG)
+            self.keep(server, _STATEMENT_TOO_LONG)
             other = server.names.get(data[i + 5 : data.find(b"\0", i + 5)])
             if other is not None:
                 server.close_statement(other, server.known[other])
@@ -459,7 +464,7 @@ class ClientSession(Named):
         if int.from_bytes(data[i + 5 : i + 9], "big") not in _LARGE_OBJECT_CALLS:
             self._flush(data, start, i)
             start = i
-            self.keep(server, Pinned.FUNCTION_CALL)
+            self.keep(server, _FUNCTION_CALL)
         self.repeatable = False
         server.replies.expect(_OWED_QUERY)
         return start
@@ -591,7 +596,7 @@ class ClientSession(Named):
     def _may_prepare(self, server: ServerConnection, data: bytes, i: int) -> bool:
         """PREPARE, EXECUTE or DEALLOCATE by SQL, which goes by the server's names. Whether the message may go on
         now; if not, it is held until it is known what came of those before."""
-        self.keep(server, Pinned.PREPARED_BY_SQL)
+        self.keep(server, _PREPARED_BY_SQL)
         if self.raw:
             return True
         if server.replies.kind != _OWED_NONE:

@@ -11,7 +11,7 @@ from typing import Any
 
 from cenote.core.histogram import Histogram
 from cenote.core.machine import GRANT, REFUSE, WAKE, Machine
-from cenote.core.slot import NEVER, Slot
+from cenote.core.slot import Slot
 from cenote.proxy.prepared import Statement, meaning
 from cenote.proxy.roles import Borrower, Lender
 from cenote.proxy.server import ServerConnection
@@ -20,18 +20,19 @@ from cenote.reasons import Pinned, fatal_failure
 from cenote.sql import touch
 from cenote.wire import messages
 
+# Plain strings: a compiled attribute that is a `str` takes no member of an enum.
 _PIN_WORDS = {
-    touch.SETTINGS: Pinned.SETTINGS,
-    touch.ROLE: Pinned.ROLE,
-    touch.TEMP: Pinned.TEMPORARY_OBJECTS,
-    touch.ADVISORY: Pinned.ADVISORY_LOCKS,
-    touch.LISTEN: Pinned.LISTEN,
-    touch.CURSOR: Pinned.HELD_CURSORS,
-    touch.PREPARED: Pinned.PREPARED_BY_SQL,
-    touch.SEQUENCE: Pinned.SEQUENCES,
-    touch.PLANS: Pinned.PLANS,
-    touch.LOAD: Pinned.PROCESS_STATE,
-    touch.UNKNOWN: Pinned.UNKNOWN,
+    touch.SETTINGS: str(Pinned.SETTINGS),
+    touch.ROLE: str(Pinned.ROLE),
+    touch.TEMP: str(Pinned.TEMPORARY_OBJECTS),
+    touch.ADVISORY: str(Pinned.ADVISORY_LOCKS),
+    touch.LISTEN: str(Pinned.LISTEN),
+    touch.CURSOR: str(Pinned.HELD_CURSORS),
+    touch.PREPARED: str(Pinned.PREPARED_BY_SQL),
+    touch.SEQUENCE: str(Pinned.SEQUENCES),
+    touch.PLANS: str(Pinned.PLANS),
+    touch.LOAD: str(Pinned.PROCESS_STATE),
+    touch.UNKNOWN: str(Pinned.UNKNOWN),
 }
 _MAX_STATEMENTS = 16_384
 _MAX_SETTINGS = 4_096
@@ -118,7 +119,6 @@ class ProxyPool(Lender):
     def _lend(self, server: ServerConnection, client: Borrower, now: float) -> None:
         server.client = client
         client.server = server
-        server.leased_at = now
         server.began_at = now
         server.asked_at = now
         server.lease_tick = self.tick
@@ -204,7 +204,7 @@ class ProxyPool(Lender):
         """Make the connection carry the client's settings; whether that takes a while (its input is held)."""
         if server.settings is client.settings:
             if not client.raw and (self.session_mode or (client.settings is not None and client.settings.opaque)):
-                client.keep(server, Pinned.SESSION_MODE if self.session_mode else Pinned.CLIENT_ENCODING)
+                client.keep(server, str(Pinned.SESSION_MODE if self.session_mode else Pinned.CLIENT_ENCODING))
                 client.own_names(server)
             return False
         client.holding = True
@@ -277,7 +277,7 @@ class ProxyPool(Lender):
         for flag in (touch.UNKNOWN, touch.LOAD, touch.ROLE, *_PIN_WORDS):
             if touches & flag:
                 return _PIN_WORDS[flag]
-        return Pinned.UNKNOWN
+        return str(Pinned.UNKNOWN)
 
     def pinned_by(self, client: Borrower, reason: str) -> None:
         """A client keeps its connection from now on."""
@@ -375,7 +375,6 @@ class ProxyPool(Lender):
         self.works.log_broken(server, error)
         client = server.client
         slot = server.slot
-        server.broken_by = error
         if client is not None:
             self._part(client, server)
             client.fail("08P01", f"cenote: {error}")
@@ -401,10 +400,6 @@ class ProxyPool(Lender):
         self.machine.tick(monotonic())
         if self.machine.effects:
             self.perform()
-
-    def alarm(self) -> float:
-        """When the machine wants to be woken; infinite for never."""
-        return self.machine.alarm if self.machine.alarm != NEVER else NEVER
 
 
 class Guest(Borrower):

@@ -34,7 +34,6 @@ cdef class ServerConnection(Peer):
     cdef public bint described
     cdef public bint replaying
     cdef public long long lease_tick
-    cdef public double leased_at
     cdef public double began_at
     cdef public double asked_at
     cdef public bytes part
@@ -46,7 +45,6 @@ cdef class ServerConnection(Peer):
     cdef public object fatal
     cdef public bint failed
     cdef public bint unparsed
-    cdef public object broken_by
     cdef public object quiet
     cdef public object farewell
     cdef public int cancels

@@ -105,7 +105,6 @@ class ServerConnection(Peer):
         self.described = False  # that batch is Bind ... Sync and asks for the description of its rows
         self.replaying = False
         self.lease_tick = 0
-        self.leased_at = 0.0
         self.began_at = 0.0  # the transaction; and the request, 0 when none is under way
         self.asked_at = 0.0
         self.part = b""
@@ -117,7 +116,6 @@ class ServerConnection(Peer):
         self.fatal: bytes | None = None
         self.failed = False  # the request under way was answered with an error
         self.unparsed = False  # and nothing of it ran: the server could not parse it
-        self.broken_by: Exception | None = None
         self.quiet: asyncio.Future[None] | None = None
         self.farewell: asyncio.Future[None] | None = None
         self.cancels = 0
