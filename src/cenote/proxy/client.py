@@ -772,6 +772,7 @@ class ClientSession(Named):
             self.ending = True
             self.write(messages.error("FATAL", sqlstate, text))
             self.close()
+            self.daemon.cut_later(self)
 
     def _malformed(self, kind: int) -> None:
         error = ProtocolError(f"a client sent a malformed message of type {chr(kind)!r}")

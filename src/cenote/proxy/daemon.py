@@ -47,6 +47,7 @@ log = get_log("cenote.proxy")
 CONSOLE = "cenote"
 _SWEEP_S = 1.0
 _STOP_S = 10.0
+_FAREWELL_S = 10.0  # how long a client that was sent away may take to read why
 _PORTION, _STALLED_S = 500, 0.05  # rows of the console sent at once; how long to wait for a slow reader
 _HIGH_WATER = 1_048_576  # bytes a peer may have unsent before the other end is made to wait
 
@@ -388,6 +389,10 @@ class Daemon:
     def count_cancel(self, word: str) -> None:
         """What became of a cancel request."""
         self._count(self.cancels, word)
+
+    def cut_later(self, client: ClientSession) -> None:
+        """A client that was sent away and does not read that is not waited for forever."""
+        asyncio.get_running_loop().call_later(_FAREWELL_S, client.abort)
 
     def malformed(self, client: ClientSession, error: Exception) -> None:
         """A client broke the protocol."""
