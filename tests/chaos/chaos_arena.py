@@ -312,5 +312,9 @@ def _clear(error: BaseException, cancellable: bool) -> bool:
     if isinstance(error, asyncpg.InternalClientError):
         # What asyncpg says, also without a proxy, when the server's last word came just before a statement.
         return "cannot switch to state" in str(error)
+    if isinstance(error, psycopg.InternalError):
+        # What psycopg makes of BEGIN or COMMIT when libpq reads the server's FATAL and the end of the connection
+        # one after the other: two failed results. Without SQLSTATE, so it is not the server's own.
+        return "received 2 results from command" in str(error)
     gone = (OSError, TimeoutError, psycopg.OperationalError, psycopg.InterfaceError, asyncpg.InterfaceError)
     return isinstance(error, gone)
