@@ -359,7 +359,7 @@ class ProxyPool(Lender):
     def failure(self, server: ServerConnection) -> str:
         """What the end of this connection says about the others."""
         fields = messages.error_fields(server.fatal) if server.fatal is not None else {}
-        return fatal_failure(fields.get("C", "")) or "connection" if fields else "connection"
+        return str(fatal_failure(fields.get("C", "")) or "connection")
 
     def idle_ended(self, server: ServerConnection) -> None:
         """A connection that owes nothing has said something: its farewell, or what makes no sense."""
