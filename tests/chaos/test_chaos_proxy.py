@@ -70,6 +70,7 @@ async def test_every_answer_is_its_askers_own_and_nothing_is_left_behind(
 ) -> None:
     seed = secrets.randbits(32)
     print(f"seed {seed}")
+    before = sessions_in_memory()
     async with Arena(victim, seed) as arena:
         # A calm stretch first: what is kept from then on, grows.
         crowd = await gathered(arena)
@@ -93,7 +94,7 @@ async def test_every_answer_is_its_askers_own_and_nothing_is_left_behind(
             arena.books()
             assert len(arena.done) > 50
             assert len(arena.harms) > 2, "nothing much was tried"
-            in_memory = sessions_in_memory()
+            in_memory = sessions_in_memory() - before
             # One more: the pool keeps its last dial's error for the words of its refusals.
             assert in_memory["ServerConnection"] <= arena.proxy.counts()["idle"] + 1, in_memory
             # The core's agenda lets go of waiters who have left only now and then.

@@ -351,7 +351,8 @@ class Differential:
         for size in pieces:
             heard = await self._play(self.proxy.address, steps, size, setup, teardown, params, version)
             assert login_trace(heard[0]) == login_trace(said[0]), "the log-ins differ"
-            assert normalised(heard[1], texts=texts) == normalised(said[1], texts=texts), f"in pieces of {size}"
+            got, wanted = normalised(heard[1], texts=texts), normalised(said[1], texts=texts)
+            assert got == wanted, f"in pieces of {size}: {got} instead of {wanted}"
         return said[1]
 
     async def _play(
