@@ -20,6 +20,11 @@ from cenote.proxy.problems import problems_between, told
 
 # Options of the library's pools that the daemon has no use for.
 _NOT_HERE = frozenset(("leak_after", "peek_after", "reset"))
+#: Name, secret, whether it may log in, whether the secret has expired.
+AUTH_QUERY = (
+    "SELECT rolname, rolpassword, rolcanlogin, rolvaliduntil < pg_catalog.now()"
+    " FROM pg_catalog.pg_authid WHERE rolname = $1"
+)
 _DEFAULTS: dict[str, Any] = {"acquire_timeout": 120.0}
 
 
@@ -79,6 +84,11 @@ class _OwnPoolOptions(Model):
     max_prepared: int | None = Field(
         default=None, ge=1, le=100_000, description="prepared statements kept on one server connection"
     )
+    application_name_add_host: bool | None = Field(
+        default=None,
+        description="add the client's address to its application_name; the server connections are then set anew"
+        " for each client",
+    )
     query_timeout: float | None = Field(
         default=None,
         gt=0,
@@ -98,6 +108,7 @@ _OWN_DEFAULTS: dict[str, Any] = {
     "wait_notice": 5.0,
     "cleanup_timeout": 5.0,
     "max_prepared": 200,
+    "application_name_add_host": False,
     "query_timeout": None,
     "idle_transaction_timeout": None,
 }
@@ -117,6 +128,22 @@ class Listen(Model):
     tls_mode: Literal["disable", "allow", "require"] = Field(
         default="allow", description="whether clients may, or must, use TLS"
     )
+    tls_ca: FilePath | None = Field(
+        default=None, description="authorities that sign the certificates of clients, PEM; none: none is asked for"
+    )
+    proxy_protocol_from: list[str] = Field(
+        default_factory=list,
+        description="networks of load balancers whose connections begin with a PROXY protocol header, or `unix`",
+    )
+    login_rate: float = Field(
+        default=500.0,
+        gt=0,
+        description="log-ins admitted in a second; the others wait their turn",
+        json_schema_extra={"unit": "per second"},
+    )
+    max_logins: int = Field(
+        default=1000, ge=1, le=1_000_000, description="log-ins under way at once; one more ends the slowest"
+    )
     login_timeout: float = Field(
         default=60.0, gt=0, description="how long a log-in may take", json_schema_extra={"unit": "seconds"}
     )
@@ -125,7 +152,43 @@ class Listen(Model):
     )
 
 
-class Database(PoolSection):  # type: ignore[misc]
+class _Caps(Model):
+    """What all pools of one database, or of one user, may have together."""
+
+    max_clients: int | None = Field(default=None, ge=1, description="its clients connected at once; none: no cap")
+    max_connections: int | None = Field(
+        default=None, ge=1, description="its server connections, over all pools; none: no cap"
+    )
+
+
+class Server(Model):
+    """How many of a server's connections are ours, over all its databases and users."""
+
+    max_connections: int | None = Field(
+        default=None,
+        ge=1,
+        description="so many, whatever the server says; none: max_connections_percent of its own",
+    )
+    max_connections_percent: float = Field(
+        default=70.0,
+        gt=0,
+        le=100,
+        description="share of the server's max_connections, without those it reserves",
+        json_schema_extra={"unit": "percent"},
+    )
+    max_idle_percent: float = Field(
+        default=50.0,
+        ge=0,
+        le=100,
+        description="share that may be idle; above it the longest idle are closed",
+        json_schema_extra={"unit": "percent"},
+    )
+    floor: int = Field(
+        default=1, ge=0, le=1000, description="server connections that each pool gets whatever the others want"
+    )
+
+
+class Database(PoolSection, _Caps):  # type: ignore[misc]
     """A database that clients may ask for, and where it is."""
 
     host: str = Field(
@@ -147,6 +210,10 @@ class Database(PoolSection):  # type: ignore[misc]
         default="postgres", description="ask for TLS, or begin with it"
     )
 
+    auth_user: str | None = Field(default=None, description="who looks users up here; none: the general one")
+    auth_query: str | None = Field(default=None, description="how; none: the general one")
+    auth_dbname: str | None = Field(default=None, description="in which database of the server; none: this one")
+
     @field_validator("port", mode="before")
     @classmethod
     def _ports(cls, port: Any) -> Any:
@@ -159,7 +226,7 @@ class Database(PoolSection):  # type: ignore[misc]
         return port
 
 
-class User(PoolSection):  # type: ignore[misc]
+class User(PoolSection, _Caps):  # type: ignore[misc]
     """Who may log in."""
 
     password: str | None = Field(default=None, description="plain, md5..., or a SCRAM-SHA-256$ verifier")
@@ -178,7 +245,20 @@ class Config(Model):
     auth: Literal["scram-sha-256", "md5", "password", "trust"] = Field(
         default="scram-sha-256", description="how clients log in"
     )
+    rules_file: FilePath | None = Field(
+        default=None, description="rules of the form of pg_hba.conf; with them `auth` decides nothing"
+    )
+    map_file: FilePath | None = Field(default=None, description="user name maps of the form of pg_ident.conf")
+    users_file: FilePath | None = Field(
+        default=None, description='users beside [users], lines of the form "user" "password or verifier"'
+    )
+    auth_user: str | None = Field(
+        default=None, description="the role that looks up at the server who is not configured; none: nobody is"
+    )
+    auth_query: str = Field(default=AUTH_QUERY, description="how it does: $1 is the user's name")
     pool: PoolSection = PoolSection()
+    server: Server = Server()
+    servers: dict[str, Server] = Field(default_factory=dict, description="by host:port, where other than [server]")
     databases: dict[str, Database] = Field(default_factory=dict, description="by the name clients ask for")
     users: dict[str, User] = Field(default_factory=dict, description="by name")
     admin_users: list[str] = Field(
@@ -212,6 +292,7 @@ class ProxyPoolOptions:
     wait_notice: float
     cleanup_timeout: float
     max_prepared: int
+    application_name_add_host: bool
     query_timeout: float | None
     idle_transaction_timeout: float | None
 

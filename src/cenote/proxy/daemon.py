@@ -56,10 +56,12 @@ class Daemon:
     """The proxy of one process.
 
     :param config: what to listen on, which databases, who may log in
+    :param config_path: the file it came from, read again by RELOAD; None: there is none
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, config_path: Path | None = None) -> None:
         self.config = config
+        self.config_path = config_path
         self.clients: dict[int, ClientSession] = {}
         self.arriving: dict[ClientSession, asyncio.Task[Any]] = {}
         self.pools: list[ProxyPool] = []
@@ -94,10 +96,7 @@ class Daemon:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft < hard:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        context: ssl.SSLContext | None = None
-        if listen.tls_cert is not None and listen.tls_mode != "disable":
-            context = server_context(listen.tls_cert, listen.tls_key or listen.tls_cert)
-        self.gate = Gate(self.config, context, self._keys)
+        self.gate = self.make_gate(self.config)
         self.started = monotonic()
         try:
             for host in filter(None, (host.strip() for host in listen.host.split(","))):
@@ -122,6 +121,17 @@ class Daemon:
                     self.pool(name, user)
         self._sweeper = loop.call_later(_SWEEP_S, self._sweep)
         log.info("started", listening=" ".join(self.addresses), pools=len(self.pools))
+
+    def make_gate(self, config: Config) -> Gate:
+        """What log-ins are decided by under this configuration.
+
+        :raises OSError, ssl.SSLError: a certificate or key cannot be read
+        """
+        listen = config.listen
+        context: ssl.SSLContext | None = None
+        if listen.tls_cert is not None and listen.tls_mode != "disable":
+            context = server_context(listen.tls_cert, listen.tls_key or listen.tls_cert)
+        return Gate(config, context, self._keys)
 
     async def drain(self, timeout: float = 30.0) -> None:
         """Take no new client, let running transactions end, and send everybody home.
