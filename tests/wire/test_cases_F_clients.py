@@ -7,7 +7,7 @@ from proxy_kit import BIND, EXECUTE, PARSE, SLEEP, RunningProxy, not_running, ru
 
 from cenote.embedded import Postgres
 from cenote.testing.scripted_server import ScriptedServer, ServerEnd
-from cenote.testing.wire import END, RawClient, error, kinds, value
+from cenote.testing.wire import END, RawClient, error, kinds, ready, value
 from cenote.wire import messages
 
 ENDS = ("terminate", "close", "reset")
@@ -102,6 +102,14 @@ async def test_F1_a_goodbye_is_heard_behind_the_answers_to_what_came_before_it(d
         teardown="SELECT 1 / count(*) FROM farewell; DROP TABLE farewell",
     )
     assert kinds(said).startswith("CZTDC")
+
+
+@wire
+async def test_F1_so_is_one_that_comes_between_the_answers(differential):
+    said = await differential(
+        messages.query("SELECT 1") + messages.query("SELECT pg_sleep(0.2)"), ready(), messages.TERMINATE, END
+    )
+    assert kinds(said) == "TDCZTDCZ"
 
 
 @pytest.mark.parametrize("end", ENDS)

@@ -226,7 +226,7 @@ class ClientSession(Named):
         """Terminate, in its turn: what was asked before it is done and answered first."""
         self.polite = True
         self.holding = True
-        if server is None or server.replies.kind == _OWED_NONE or server.replies.open:
+        if server is None or not server.replies.ends():
             self.ending = True
             self.close()
 

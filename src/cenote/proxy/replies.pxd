@@ -32,5 +32,7 @@ cdef class ReplyQueue:
     cpdef ready(self)
     cpdef discard_to_sync(self)
     cpdef bint synced(self)
+    @cython.locals(last=int)
+    cpdef bint ends(self)
     cpdef bint uncertain(self, long at)
     cpdef Py_ssize_t pending(self)

@@ -161,6 +161,11 @@ class ReplyQueue:
         """A Sync has been sent behind the first. O(owed)"""
         return _SYNC in self.behind[self.next :] or _OWN_SYNC in self.behind[self.next :]
 
+    def ends(self) -> bool:
+        """Something is owed, and the last of it is a ReadyForQuery."""
+        last = self.behind[-1] if self.next < len(self.behind) else self.kind
+        return last in (_QUERY, _SYNC, _OWN_QUERY, _OWN_SYNC)
+
     def pending(self) -> int:
         """How many requests are owed an answer. O(1)"""
         return 0 if self.kind == _NONE else 1 + len(self.behind) - self.next
