@@ -65,8 +65,8 @@ _HEADS = {
     "listen": "Where clients come in.",
     "pool": "Options of all pools; a database and a user may have their own in their tables. A pool is for one\n"
     "# database and one user.",
-    "server": "How much of a server is ours, over all its databases and users. A server that differs has a table of\n"
-    '# its own: [servers."db2.example.com:5432"].',
+    "server": "How much of a server is ours, over all its databases and users. A server that differs has a\n"
+    '# table of its own: [servers."db2.example.com:5432"].',
     "databases.app": "A database that clients may ask for, one table each. All options of [pool] may be here too.",
     "users.app": "Who may log in, one table each. All options of [pool] may be here too, for example\n"
     '# max_size = 2. A password is plain, or as in pg_authid: "md5..." or "SCRAM-SHA-256$...".',
