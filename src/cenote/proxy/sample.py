@@ -179,17 +179,17 @@ def _default(name: str, field: FieldInfo) -> Any:
 def _toml(value: Any) -> str | None:
     if value is None:
         return None
-    return str(value) if isinstance(value, int | float) else json.dumps(value)
+    return json.dumps(value) if isinstance(value, bool | str | list) else str(value)
 
 
 def _kind(field: FieldInfo) -> str:
-    """int, float, text, path, list: as its author would call it."""
+    """bool, int, float, text, path, list: as its author would call it."""
     kinds = [kind for kind in (field.annotation, *typing.get_args(field.annotation)) if kind is not None]
     if any(typing.get_origin(kind) is Literal for kind in kinds):
         return "text"
     if typing.get_origin(field.annotation) is list:
         return "list of text"
-    names: dict[Any, str] = {int: "int", float: "float", str: "text", Path: "path"}
+    names: dict[Any, str] = {bool: "bool", int: "int", float: "float", str: "text", Path: "path"}
     found = [names[kind] for kind in kinds if kind in names]
     if not found and any(typing.get_args(kind)[:1] == (Path,) for kind in kinds):
         found = ["path"]
