@@ -52,6 +52,8 @@ class Closed(StrEnum):
     UNFINISHED = "unfinished"
     PROTOCOL = "protocol"
     CANCEL_FAILED = "cancel_failed"
+    GAVE_WAY = "gave_way"
+    PAUSED = "paused"
 
 
 class Pinned(StrEnum):
@@ -120,6 +122,8 @@ TEXT: dict[str, dict[str, str]] = {
         "pinned": "the client it was pinned to left, and what its session holds is not undone",
         "unfinished": "its client left in the middle of a message",
         "protocol": "the server sent what the protocol does not allow",
+        "gave_way": "another pool of the same server needed it more",
+        "paused": "the pool is paused",
         "cancel_failed": "nobody knows whether its cancel request was delivered, and it could hit another query",
     },
     "pinned": {

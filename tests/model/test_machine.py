@@ -45,6 +45,7 @@ MOVES = {
     "check_failed": {("checking", "closing")},
     "closed": {("closing", "gone")},
     "drain": {("idle", "closing")},
+    "pause": {("idle", "closing")},
     "close": {("idle", "closing")},
     "resize": {("idle", "closing")},
     "refresh": {("idle", "closing")},
@@ -203,6 +204,7 @@ class Pool(RuleBasedStateMachine):
 
     def follow_grant(self, waiter: Waiter) -> None:
         """First come, first served among equals; the oldest at most PASSES times passed over for affinity."""
+        assert self.m.mode != "paused", "granted while paused"
         slot = waiter.slot
         assert slot is not None
         assert slot.epoch == self.m.epoch
@@ -237,7 +239,7 @@ class Pool(RuleBasedStateMachine):
                 continue
             if slot not in before:
                 assert new == "connecting", f"{name} made a slot {new}"
-            elif slot is named or name in ("acquire", "tick", "drain", "close", "resize", "refresh"):
+            elif slot is named or name in ("acquire", "tick", "drain", "pause", "close", "resize", "refresh"):
                 assert (old, new) in MOVES[name], f"{name} moved a slot from {old} to {new}"
             else:
                 assert name in FAILING, f"{name} moved another slot from {old} to {new}"
@@ -249,7 +251,7 @@ class Pool(RuleBasedStateMachine):
         """Dials were ordered: were they allowed?"""
         m = self.m
         assert m.size <= m.max_size, "ordered above the limit"
-        assert m.mode != "closed"
+        assert m.mode not in ("paused", "closed")
         assert m.connecting.size <= (1 if self.down else GATE), "more than one dial while the destination is down"
         if any(slot.opened != "attempt" for slot in ordered):
             usable = m.size - m.closing.size - m.connecting.size
@@ -295,7 +297,7 @@ class Pool(RuleBasedStateMachine):
                 self.check_choice(got, settings, fresh)
                 continue
             assert not fresh, "made to wait, or refused, while a connection was idle"
-            if m.mode != "running":
+            if m.mode in ("draining", "closed"):
                 assert got.refused == m.mode
             elif timeout == 0:
                 assert got.refused == "timeout"
@@ -401,7 +403,7 @@ class Pool(RuleBasedStateMachine):
             self.dialing.append(slot)
             self.epoch_of[slot] = self.epoch
             assert not above, "dialed although the limit was lowered meanwhile"
-            assert m.mode != "closed"
+            assert m.mode not in ("paused", "closed")
             assert asked or usable < m.min_size
         else:
             assert slot.state() == "gone"
@@ -499,7 +501,14 @@ class Pool(RuleBasedStateMachine):
         self.run("drain", self.m.drain, self.now, self.now + seconds)
         assert self.m.mode in ("draining", "closed")
 
-    @precondition(lambda self: self.m.mode == "draining")
+    @precondition(lambda self: self.slots)
+    @rule()
+    def pause(self) -> None:
+        before = self.m.mode
+        self.run("pause", self.m.pause, self.now)
+        assert self.m.mode == ("paused" if before == "running" else before)
+
+    @precondition(lambda self: self.m.mode in ("paused", "draining"))
     @rule()
     def resume(self) -> None:
         self.served_until = NEVER
@@ -596,6 +605,8 @@ class Pool(RuleBasedStateMachine):
         if not hasattr(self, "m"):
             return
         m = self.m
+        if m.mode == "paused":
+            self.resume()
         self.perform()
         while self.line and m.alarm <= self.now + 2.0:  # the longest pause after a failed dial
             self.tick_at_the_alarm()

@@ -3,7 +3,7 @@
 import pytest
 from core_shell import Shell, Simulation, new_machine
 
-from cenote.core.growth import BACKOFF_FIRST_S, BACKOFF_MOST_S, DIAL_GATE, Growth
+from cenote.core.growth import BACKOFF_FIRST_S, BACKOFF_MOST_S, DIAL_GATE, Gate, Growth
 from cenote.core.machine import OPEN
 from cenote.core.slot import NEVER
 
@@ -50,21 +50,21 @@ def test_a_dial_for_the_minimum_and_one_on_demand_are_counted_apart() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.999])
 def test_the_pause_after_a_failure_has_full_jitter_and_doubles_from_50_ms_to_2_s(share: float) -> None:
-    growth = Growth(lambda: share)
+    gate = Gate(lambda: share)
     pauses = []
     for _ in range(12):
-        growth.dial_failed(100.0)
-        pauses.append(growth.retry_at - 100.0)
+        gate.failed(100.0)
+        pauses.append(gate.retry_at - 100.0)
     expected = [share * min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2**n) for n in range(12)]
     assert pauses == pytest.approx(expected)
     assert pauses[-1] == pytest.approx(share * 2.0)
 
 
 def test_a_destination_down_for_days_does_not_overflow_the_pause() -> None:
-    growth = Growth(lambda: 1.0)
+    gate = Gate(lambda: 1.0)
     for _ in range(100_000):
-        growth.dial_failed(0.0)
-    assert growth.retry_at == BACKOFF_MOST_S
+        gate.failed(0.0)
+    assert gate.retry_at == BACKOFF_MOST_S
 
 
 def test_while_the_destination_is_down_one_dial_at_a_time_probes_it_after_each_pause() -> None:
@@ -207,7 +207,7 @@ def test_leases_that_turn_slow_are_noticed_before_one_of_them_ends() -> None:
 
 
 def test_a_queue_left_alone_is_looked_at_again_though_nothing_moves() -> None:
-    growth = Growth(lambda: 0.0)
+    growth = Growth(Gate(lambda: 0.0), lambda: 0.0)
     growth.dial_ended(0.1)
     growth.lease_ended(0.001)
     assert growth.wanted(5.0, 0, 10, 0, 1, 1, 5.0) == 0
@@ -217,7 +217,7 @@ def test_a_queue_left_alone_is_looked_at_again_though_nothing_moves() -> None:
 
 
 def test_averages_follow_what_dials_and_leases_last_lately() -> None:
-    growth = Growth(lambda: 0.0)
+    growth = Growth(Gate(lambda: 0.0), lambda: 0.0)
     for _ in range(100):
         growth.dial_ended(0.2)
         growth.lease_ended(0.01)

@@ -237,7 +237,7 @@ def test_an_illegal_input_raises_with_both_states_and_changes_nothing(name: str,
             shell.states(),
             slot.state(),
             (slot.since, slot.epoch, slot.proved, slot.expires, slot.reason),
-            (m.size, m.epoch, m.alarm, m.acquired, m.holds.count(), m.dials.count(), m.growth.failures),
+            (m.size, m.epoch, m.alarm, m.acquired, m.holds.count(), m.dials.count(), m.growth.failing()),
             (dict(m.opened_by), dict(m.closed_by), dict(m.refused_by)),
         )
 

@@ -10,6 +10,7 @@ from cenote.core.slot cimport Slot, Waiter
 cdef class Machine:
     cdef public long min_size
     cdef public long max_size
+    cdef public long limit
     cdef public long max_waiting
     cdef public double idle_timeout
     cdef public double max_lifetime
@@ -35,6 +36,7 @@ cdef class Machine:
     cdef public double codel_at
 
     cdef public Growth growth
+    cdef public object budget
     cdef public long epoch
     cdef public double last_fatal
 
@@ -47,7 +49,7 @@ cdef class Machine:
     cdef public Histogram holds
     cdef public Histogram dials
 
-    @cython.locals(slot=Slot, waiter=Waiter)
+    @cython.locals(slot=Slot, waiter=Waiter, growth=Growth)
     cpdef acquire(self, double now, double timeout, object settings=*, object data=*, bint again=*)
     @cython.locals(slot=Slot)
     cpdef abandon(self, Waiter waiter, double now, str reason=*)
@@ -68,15 +70,21 @@ cdef class Machine:
 
     cpdef start(self, double now)
     cpdef drain(self, double now, double deadline)
+    cpdef pause(self, double now)
     cpdef resume(self, double now)
     cpdef close(self, double now)
     cpdef resize(self, double now, long min_size, long max_size)
+    cpdef give_way(self, bint idle)
+    cpdef allow(self, double now, long limit)
     cpdef refresh(self, double now)
     cpdef tick(self, double now)
 
     cdef _order(self, str why, double now)
     cdef _want(self, str what, Slot slot)
     cdef _gone(self, Slot slot, Ring source)
+    cdef _undialed(self, Slot slot)
+    cdef _offer(self)
+    cdef long _room(self)
     cdef _lease(self, Slot slot, double now)
     @cython.locals(held=double)
     cdef _end_lease(self, Slot slot, double now)
@@ -85,7 +93,7 @@ cdef class Machine:
     cdef _place(self, Slot slot, double now, double unused_since)
     @cython.locals(chosen=Waiter, candidate=Waiter, passed=Waiter, looked=int)
     cdef Waiter _next_waiter(self, Slot slot, double now)
-    @cython.locals(missing=long, newest=double, returning=long, room=long, dials=long, asked=long, nth=long)
+    @cython.locals(missing=long, newest=double, returning=long, room=long, dials=long, asked=long, nth=long, growth=Growth, blocked=bint)
     cdef _grow(self, double now)
     cdef _lost(self, Slot slot, double now, str reason, str failure)
     @cython.locals(other=Slot)
@@ -93,6 +101,8 @@ cdef class Machine:
     cdef _advance_epoch(self)
     @cython.locals(slot=Slot)
     cdef _close_idle(self, str reason)
+    @cython.locals(slot=Slot)
+    cdef _close_oldest(self, str reason)
     @cython.locals(waiter=Waiter)
     cdef _refuse_all(self, str reason)
     cdef _refuse_later(self, Waiter waiter, str reason)

@@ -41,33 +41,36 @@ States. A slot's state is the ring it is in. While in this state ...
 | idle_lost                    | IDLE        | CLOSING                              | its server closed it        |
 | check_passed / check_failed  | CHECKING    | _place / CLOSING                     |                             |
 | destination failed, refresh  | IDLE        | CLOSING                              | stale epoch                 |
-| drain, close, resize         | IDLE        | CLOSING                              | not wanted any more         |
+| pause, drain, close, resize  | IDLE        | CLOSING                              | not wanted any more         |
 | closed                       | CLOSING     | gone                                 | the server has let go       |
 
 Invariants, executed by `check()`:
   I1  every slot is in exactly one ring, and the rings sum to `size`: those ordered and not yet gone.
   I2  waiters and idle slots never coexist.
   I3  a waiter in line has neither slot nor refusal; every lease is counted once.
-  I4  `size` grows only while it is below `max_size`.
+  I4  `size` grows only while it is below `limit`, which is never above `max_size`, and while the budget has room.
   I5  no more slots CONNECTING than the gate.
   I6  an idle slot is of the current epoch.
   I7  a waiter was passed over at most PASSES times.
   I8  what is to happen later is armed: `alarm` is not after the first thing due.
-  I9  while closed nobody waits; while draining or closed nothing is idle.
+  I9  while closed nobody waits; while paused, draining or closed nothing is idle.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cenote.core.agenda import Agenda
 from cenote.core.codel import INTERVAL_S, Codel
-from cenote.core.growth import DIAL_GATE, Growth
+from cenote.core.growth import DIAL_GATE, Gate, Growth
 from cenote.core.histogram import Histogram
 from cenote.core.ring import Ring
 from cenote.core.shelf import Shelf
 from cenote.core.slot import NEVER, Slot, Waiter
+
+if TYPE_CHECKING:
+    from cenote.core.budget import Budget
 
 # Effects: what a shell must do, each a pair (what, with whom).
 OPEN = "open"  # slot: ask dial_needed, dial, answer dialed or dial_failed
@@ -78,8 +81,9 @@ CLOSE = "close"  # slot: close (slot.reason says why), answer closed when the se
 GRANT = "grant"  # waiter: waiter.slot is its lease
 REFUSE = "refuse"  # waiter: waiter.refused is the reason
 WAKE = "wake"  # None: call tick at machine.alarm
+SERVE = "serve"  # None: call budget.serve: somebody lacks room, or there is some
 
-RUNNING, DRAINING, CLOSED = "running", "draining", "closed"
+RUNNING, PAUSED, DRAINING, CLOSED = "running", "paused", "draining", "closed"
 
 PASSES = 8  # waiters looked at for equal settings, and how often one may be passed over
 FATAL_WINDOW_S = 1.0  # two connections broken within it mean the server, not the connections
@@ -106,6 +110,7 @@ class Machine:
     ) -> None:
         self.min_size = min_size
         self.max_size = max_size
+        self.limit = max_size  # what the budget leaves of it
         self.max_waiting = max_waiting
         self.idle_timeout = idle_timeout
         self.max_lifetime = max_lifetime
@@ -130,7 +135,8 @@ class Machine:
         self.codel = Codel()
         self.codel_at = NEVER
 
-        self.growth = Growth(random)
+        self.growth = Growth(Gate(random), random)
+        self.budget: Budget | None = None
         self.epoch = 0
         self.last_fatal = -NEVER
 
@@ -152,7 +158,7 @@ class Machine:
 
         :param again: this borrower's slot was dead at the door: he keeps his place, the first.
         """
-        slot = self.shelf.best(settings)
+        slot = self.shelf.best(settings)  # paused or draining, there is none
         while slot is not None:
             self.shelf.remove(slot)
             if now < slot.expires:
@@ -163,12 +169,14 @@ class Machine:
             self._close(slot, "max_lifetime")
             slot = self.shelf.best(settings)
         waiter = Waiter(now, now + timeout, settings, data)
-        if self.mode != RUNNING and not (again and self.mode == DRAINING):
+        if self.mode in (DRAINING, CLOSED) and not (again and self.mode == DRAINING):
             self._refuse(waiter, self.mode)
         elif timeout <= 0:
             # What he needed may be there for the next one who asks.
-            room = self.mode == RUNNING and not self.connecting.size and self.size < self.max_size
-            if room and self.growth.retry_at <= now:
+            growth = self.growth
+            idle = self.mode == RUNNING and not self.connecting.size and growth.gate.pending < growth.gate.width()
+            retry_at = max(growth.gate.retry_at, growth.own.retry_at)
+            if idle and self._room() > 0 and retry_at <= now:
                 self._order("attempt", now)
             self._refuse(waiter, "timeout")
         elif self.waiting.size >= self.max_waiting and not again:
@@ -259,22 +267,23 @@ class Machine:
         if slot.ring is not self.connecting:
             raise ValueError(f"illegal move: the slot is {slot.state()}, not connecting")
         running = self.mode == RUNNING
-        needed = self.size <= self.max_size and (
+        needed = self.size <= self.limit and (
             (running and slot.opened == "attempt")
-            or (self.mode != CLOSED and self.waiting.size >= self.connecting.size)
+            or (self.mode not in (PAUSED, CLOSED) and self.waiting.size >= self.connecting.size)
             or (running and self.size - self.closing.size <= self.min_size)
         )
         if needed:
             slot.epoch = self.epoch
             slot.since = now
             return True
-        self._gone(slot, self.connecting)
+        self._undialed(slot)
         self._count(self.closed_by, "not_needed")
         return False
 
     def dialed(self, slot: Slot, now: float) -> None:
         """A connection was opened."""
         self.connecting.remove(slot)
+        self.growth.gate.pending -= 1
         self.dials.observe(now - slot.since)
         self.growth.dial_ended(now - slot.since)
         self._count(self.opened_by, slot.opened)
@@ -283,12 +292,13 @@ class Machine:
         slot.expires = now + self.max_lifetime * (1.0 - JITTER_LIFETIME * slot.jitter)
         self._place(slot, now, now)
         self._grow(now)
+        self._offer()
 
     def dial_failed(self, slot: Slot, now: float, failure: str) -> None:
         """A connection could not be opened: one dial at a time from now on, after a growing random pause."""
-        self._gone(slot, self.connecting)
+        self._undialed(slot)
         self._count(self.closed_by, "dial_failed")
-        self.growth.dial_failed(now)
+        self.growth.dial_failed(now, failure == PERMANENT)
         if failure == DESTINATION:
             self._judge(slot, now, failure)
         elif failure == PERMANENT and self.size == self.closing.size:
@@ -314,10 +324,18 @@ class Machine:
         self.drain_at = deadline
         self._arm(deadline)
         self._close_idle("draining")
+        self._grow(now)
+
+    def pause(self, now: float) -> None:
+        """Let nobody begin: who asks waits, for as long as he may. Idle connections go, leased ones when they
+        come back."""
+        if self.mode == RUNNING:
+            self.mode = PAUSED
+            self._close_idle("paused")
 
     def resume(self, now: float) -> None:
-        """End a drain."""
-        if self.mode == DRAINING:
+        """End a drain or a pause."""
+        if self.mode in (PAUSED, DRAINING):
             self.mode = RUNNING
             self.drain_at = NEVER
             self._grow(now)
@@ -332,13 +350,20 @@ class Machine:
         """Move the limit. What is above it goes at once if idle, else when it comes back. O(surplus)."""
         self.min_size = min_size
         self.max_size = max_size
-        surplus = self.size - self.closing.size - max_size
-        while surplus > 0 and self.shelf.size():
-            slot = self.shelf.oldest()
-            if slot is not None:
-                self.shelf.remove(slot)
-                self._close(slot, "surplus")
-            surplus -= 1
+        self.limit = max_size
+        for _ in range(min(self.size - self.closing.size - max_size, self.shelf.size())):
+            self._close_oldest("surplus")
+        self._grow(now)
+
+    def give_way(self, idle: bool) -> None:
+        """One connection less, for another pool of the budget: an idle one, or the next that comes back. O(1)."""
+        self.limit = min(self.limit, self.size - self.closing.size) - 1
+        if idle:
+            self._close_oldest("gave_way")
+
+    def allow(self, now: float, limit: int) -> None:
+        """So many connections, as far as there is room, or `max_size` if that is less. O(dials ordered)."""
+        self.limit = min(limit, self.max_size)
         self._grow(now)
 
     def refresh(self, now: float) -> None:
@@ -372,6 +397,9 @@ class Machine:
 
     def _order(self, why: str, now: float) -> None:
         self.size += 1
+        self.growth.gate.pending += 1
+        if self.budget is not None:
+            self.budget.took(self)
         slot = Slot(why, self.epoch, now)
         self.connecting.append(slot)
         self._want(OPEN, slot)
@@ -383,6 +411,25 @@ class Machine:
     def _gone(self, slot: Slot, source: Ring) -> None:
         source.remove(slot)
         self.size -= 1
+        if self.budget is not None:
+            self.budget.gave(self)
+            if source is not self.connecting:
+                self._offer()
+
+    def _undialed(self, slot: Slot) -> None:
+        self._gone(slot, self.connecting)
+        self.growth.gate.pending -= 1
+        self._offer()
+
+    def _offer(self) -> None:
+        """There may be room, or a way in, for another pool."""
+        if self.budget is not None and (self.budget.hungry or self.budget.cold):
+            self.effects.append((SERVE, None))
+
+    def _room(self) -> int:
+        """How many slots more there may be. O(1)."""
+        room = self.limit - self.size
+        return room if self.budget is None else min(room, self.budget.room(self))
 
     def _lease(self, slot: Slot, now: float) -> None:
         slot.since = now
@@ -408,10 +455,10 @@ class Machine:
             self._close(slot, "stale")
         elif now >= slot.expires:
             self._close(slot, "max_lifetime")
-        elif self.size - self.closing.size > self.max_size:
-            self._close(slot, "surplus")
+        elif self.size - self.closing.size > self.limit:
+            self._close(slot, "surplus" if self.limit == self.max_size else "gave_way")
         else:
-            waiter = self._next_waiter(slot, now) if self.waiting.size else None
+            waiter = self._next_waiter(slot, now) if self.waiting.size and self.mode != PAUSED else None
             if waiter is not None:
                 slot.rested = 0.0
                 self._lease(slot, now)
@@ -425,7 +472,7 @@ class Machine:
                 if not slot.timed:
                     self._time(slot, now)
                 return
-            self._close(slot, "pool_closed" if self.mode == CLOSED else "draining")
+            self._close(slot, "pool_closed" if self.mode == CLOSED else self.mode)
         self._grow(now)
 
     # -- choices --------------------------------------------------------------------------------------------
@@ -462,9 +509,11 @@ class Machine:
         """Order the dials that are needed now. O(dials ordered)."""
         if self.size >= self.max_size or self.connecting.size >= DIAL_GATE:
             return
-        if self.mode != RUNNING and (self.mode == CLOSED or not self.waiting.size):
+        if self.mode != RUNNING and (self.mode != DRAINING or not self.waiting.size):
             return
         missing = self.min_size - (self.size - self.closing.size) if self.mode == RUNNING else 0
+        if missing > 0 and self.budget is not None and not self.waiting.size:
+            missing = min(missing, self.budget.warm_room())
         if missing <= 0 and not self.waiting.size:
             return
         # What is being reset comes back too; the oldest of those, so that one that hangs does not look new.
@@ -474,13 +523,19 @@ class Machine:
             newest = self.leased.last.since
         elif self.resetting.size:
             newest = self.resetting.first.since
-        room = self.max_size - self.size
-        dials = self.growth.wanted(now, self.connecting.size, room, missing, self.waiting.size, returning, newest)
-        if self.growth.look_at != NEVER:
-            self._arm(self.growth.look_at)
+        growth = self.growth
+        room = self._room()
         asked = self.waiting.size - self.connecting.size
+        dials = growth.wanted(now, self.connecting.size, room, missing, self.waiting.size, returning, newest)
+        if growth.look_at != NEVER:
+            self._arm(growth.look_at)
         for nth in range(dials):
-            self._order("probe" if self.growth.gate() == 1 else "demand" if nth < asked else "minimum", now)
+            self._order("probe" if growth.width() == 1 else "demand" if nth < asked else "minimum", now)
+        if dials < missing and growth.gate.pending >= growth.gate.width() and self.budget is not None:
+            self.budget.waits_cold(self)
+        blocked = dials >= room or growth.gate.pending >= growth.gate.width()
+        if dials < asked and blocked and self.budget is not None and self.budget.hungers(self, now):
+            self.effects.append((SERVE, None))  # others have what is missing here, or are at the door
 
     # -- failures -------------------------------------------------------------------------------------------
 
@@ -494,7 +549,7 @@ class Machine:
         if slot.epoch != self.epoch:
             return
         if failure == DESTINATION or (failure == CONNECTION and now - self.last_fatal <= FATAL_WINDOW_S):
-            self.growth.suspect = True
+            self.growth.gate.suspect = True
             self._advance_epoch()
         elif failure == CONNECTION:
             self.last_fatal = now
@@ -510,6 +565,12 @@ class Machine:
 
     def _close_idle(self, reason: str) -> None:
         for slot in self.shelf.slots():
+            self.shelf.remove(slot)
+            self._close(slot, reason)
+
+    def _close_oldest(self, reason: str) -> None:
+        slot = self.shelf.oldest()
+        if slot is not None:
             self.shelf.remove(slot)
             self._close(slot, reason)
 
@@ -595,7 +656,10 @@ class Machine:
         assert not (self.waiting.size and idle), "I2: somebody waits while a slot is idle"
         assert all(w.slot is None and not w.refused for w in self.waiting), "I3: waits and has an answer"
         assert self.acquired == self.holds.count() + self.leased.size, "I3: leases do not add up"
-        assert self.connecting.size <= DIAL_GATE, "I5: more dials than the gate lets through"
+        assert self.limit <= self.max_size, "I4: a limit above max_size"
+        pending = self.growth.gate.pending
+        assert self.connecting.size <= pending <= DIAL_GATE, "I5: more dials than the gate lets through"
+        assert self.budget is not None or pending == self.connecting.size, "I5: dials under way are miscounted"
         assert all(slot.epoch == self.epoch for slot in idle), "I6: an idle slot is stale"
         assert all(w.passed <= PASSES for w in self.waiting), "I7: passed over too often"
         due = min(self.agenda.first(), self.codel_at, self.drain_at)

@@ -226,7 +226,7 @@ class BasePool:
     def _timed_out(self, waiter: Waiter, timeout: float, now: float) -> errors.AcquireTimeout:
         m = self._machine
         holders = self._holders(now)
-        down = self._dial_error if m.growth.failures else None
+        down = self._dial_error if m.growth.failing() else None
         first = m.waiting.first
         oldest = now - (first.since if first is not None else waiter.since)
         cleaning = m.resetting.size + m.checking.size + m.closing.size
