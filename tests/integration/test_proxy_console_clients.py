@@ -145,7 +145,7 @@ def test_asyncpg_reads_every_table_and_its_pool_gives_the_connection_back(consol
                     async with conn.transaction():
                         row = (await conn.fetch("SHOW POOLS"))[0]
                         helped = [row["command"] async for row in conn.cursor("SHOW HELP", prefetch=2)]
-                    assert helped == [f"SHOW {table.name}" for table in TABLES]
+                    assert helped[: len(TABLES)] == [f"SHOW {table.name}" for table in TABLES]
                     assert isinstance(row["max_size"], int)
                     assert isinstance(row["oldest_wait_s"], float)
                     assert [row["user"] for row in await conn.fetch("SHOW CLIENTS")]

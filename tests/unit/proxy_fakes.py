@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from cenote.core.budget import Budget
 from cenote.core.histogram import Histogram
 from cenote.core.machine import Machine
 from cenote.core.slot import Slot
@@ -31,6 +32,12 @@ class FakeDaemon:
         self.cancels: dict[str, int] = {}
         self.pool = fake_pool(self.config, "orders", "app")
         self.pools = [self.pool]
+        self.addresses = ["127.0.0.1:6432"]
+        self.budgets = {"db.example:5432": fake_budget(self.config, self.pool)}
+        self.standing: list[Any] = []
+        self.leaving: dict[Any, Any] = {}
+        self.draining = False
+        self.admission = SimpleNamespace(waiting=0)
 
     def client(self, **fields: Any) -> Any:
         """A client that has logged in."""
@@ -71,6 +78,22 @@ class FakeDaemon:
         return server
 
 
+def fake_budget(config: Config, pool: Any) -> Any:
+    """The server's, with one pool."""
+    budget = Budget(68, 48, lambda: 0.5)
+    budget.join(pool.machine, 1)
+    return SimpleNamespace(
+        name="db.example:5432",
+        options=config.server,
+        server_max=100,
+        reserved=3,
+        others=7,
+        reason="",
+        budget=budget,
+        pools={pool.machine: pool},
+    )
+
+
 def fake_pool(config: Config, database: str, user: str) -> Any:
     options = pool_options(config, database, user)
     machine = Machine(
@@ -91,6 +114,7 @@ def fake_pool(config: Config, database: str, user: str) -> Any:
         options=options,
         machine=machine,
         servers=Servers(),
+        works=SimpleNamespace(last_error=None),
         clients=0,
         transactions=0,
         queries=0,

@@ -287,8 +287,10 @@ def test_the_warm_minima_keep_within_max_idle_and_the_gate() -> None:
 def test_F10_a_server_that_refuses_is_asked_for_no_more_for_a_minute_and_waiters_stay() -> None:
     server = Server(20)
     m = server.pool(max_size=20)
-    server.ask(m, 5)
+    server.ask(m, 6)
     server.budget.refused(server.now)
+    m.release_broken(server.leases[m].pop(), server.now, "server_closed", "private")
+    server.settle()
     assert server.budget.limit == 5
     server.ask(m, 3)
     assert (m.size, m.waiting.size) == (5, 3)

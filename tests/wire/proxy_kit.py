@@ -14,7 +14,7 @@ from typing import Any
 import uvloop
 
 from cenote.testing.postgres import wait_until
-from cenote.testing.scripted_server import ServerEnd
+from cenote.testing.scripted_server import ScriptedServer, ServerEnd
 from cenote.testing.wire import Address, Message, RawClient, Step, kinds, login_trace, normalised, play, value
 from cenote.wire import messages
 from pool_kit import Admin, until
@@ -229,6 +229,22 @@ class RunningProxy:
             counts["idle"] += pool.machine.shelf.size()
         return counts
 
+    def limits(self) -> dict[str, Any]:
+        """The budget of its only server."""
+
+        def now() -> dict[str, Any]:
+            (server,) = self.daemon.budgets.values()
+            server.budget.check()
+            return {
+                "limit": server.budget.limit,
+                "most": server.budget.most,
+                "used": server.budget.used,
+                "others": server.others,
+                "refusals": server.refusals,
+            }
+
+        return dict(self.call(now))
+
     def until(self, what: str = "", *, timeout: float = 10.0, **wanted: int) -> None:
         """Wait until the counts are these: `until(leased=1, waiting=2)`. It blocks the loop."""
         wait_until(
@@ -315,6 +331,8 @@ def config_for(
         "databases": {server.database: {**database, **database_options}, **(databases or {})},
         "users": {server.user: {"password": server.password}, **(users or {})},
         "log_level": "warning",
+        # A scripted server has no settings to ask for.
+        **({"server": {"max_connections": 1000}} if isinstance(server, ScriptedServer) else {}),
         **(top or {}),
     }
 

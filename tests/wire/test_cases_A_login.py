@@ -25,7 +25,6 @@ from cenote.testing.wire import (
 )
 from cenote.wire import messages
 
-PLUS_IS_NEXT = pytest.mark.xfail(strict=True, reason="clients are not offered SCRAM-SHA-256-PLUS yet")
 AUTHS = ("scram-sha-256", "md5", "password", "trust")
 
 
@@ -276,7 +275,6 @@ async def test_A14_channel_binding_where_it_was_not_offered_is_refused(proxy):
             await client.startup(proxy.user, proxy.database, proxy.password, scram=scram)
 
 
-@PLUS_IS_NEXT
 @wire
 async def test_A14_over_tls_channel_binding_is_offered_and_checked(proxy_for, pg18, tls_listen):
     proxy = proxy_for(pg18, listen=tls_listen)
@@ -294,7 +292,6 @@ async def test_A14_over_tls_channel_binding_is_offered_and_checked(proxy_for, pg
         await bound(bytes(32))
 
 
-@PLUS_IS_NEXT
 @wire
 async def test_A14_a_client_that_was_told_there_is_no_channel_binding_was_lied_to(proxy_for, pg18, tls_listen):
     """Flag y: it could bind but believes we cannot, though we offered it: somebody sits between."""

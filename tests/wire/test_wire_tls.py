@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from cenote.errors import ConfigError
 from cenote.testing.postgres import TLSFiles, make_tls_files
+from cenote.wire.binding import server_end_point
 from cenote.wire.tls import ALPN, TlsFilter, client_context, server_context
 
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
@@ -588,3 +589,56 @@ def test_all_missing_files_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         server_context(tmp_path / "a", tmp_path / "b")
     assert len(caught.value.problems) == 2
+
+
+def test_a_server_knows_what_the_client_calls_it(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
+    left, right = connected(server, client)
+    assert left.server_name == "localhost"
+    assert right.server_name == ""
+
+
+def test_a_server_that_is_called_nothing_knows_no_name(server: ssl.SSLContext, files: TLSFiles) -> None:
+    nameless = client_context("verify-ca", files.ca)
+    left = TlsFilter(server, server_side=True)
+    settle(left, TlsFilter(nameless, server_side=False))
+    assert left.established
+    assert left.server_name == ""
+
+
+def test_a_server_has_what_binds_a_log_in_to_its_certificate(
+    server: ssl.SSLContext, client: ssl.SSLContext, files: TLSFiles, tmp_path: Path
+) -> None:
+    der = ssl.PEM_cert_to_DER_cert(files.server_certificate.read_text())
+    left, right = connected(server, client)
+    assert left.binding == server_end_point(der)
+    assert right.binding is None
+    both = tmp_path / "both.pem"
+    both.write_bytes(files.server_key.read_bytes() + files.server_certificate.read_bytes() + files.ca.read_bytes())
+    assert server_context(both, both).binding == server_end_point(der), "its own certificate, not its authority's"
+
+
+def test_with_an_authority_a_certificate_may_be_shown_and_must_be_right(
+    files: TLSFiles, strangers: TLSFiles
+) -> None:
+    asking = server_context(files.server_certificate, files.server_key, files.ca)
+    none = ends(asking, client_context("verify-full", files.ca))
+    settle(*none)
+    assert none[0].established
+    assert none[0].peer_certificate is None
+    own = ends(asking, client_context("verify-full", files.ca, files.client_certificate, files.client_key))
+    settle(*own)
+    assert own[0].peer_certificate == ssl.PEM_cert_to_DER_cert(files.client_certificate.read_text())
+    with pytest.raises(ssl.SSLError):
+        handshake(
+            asking, client_context("verify-full", files.ca, strangers.client_certificate, strangers.client_key)
+        )
+
+
+def test_an_authority_that_cannot_be_read_is_told_with_the_rest(files: TLSFiles, tmp_path: Path) -> None:
+    (tmp_path / "garbage.pem").write_text("garbage")
+    with pytest.raises(ConfigError) as caught:
+        server_context(tmp_path / "a", files.server_key, tmp_path / "garbage.pem")
+    assert [problem.split('"')[0] for problem in caught.value.problems] == [
+        "certificate file ",
+        "certificate authorities file ",
+    ]

@@ -88,6 +88,7 @@ def serve(
 
     A URL is read as libpq reads it; a password that is not in it comes from PGPASSWORD or ~/.pgpass.
     Options win over the file. Ctrl-C lets running transactions end and stops; a second one stops at once.
+    SIGHUP, or RELOAD on the console, reads the file again; nobody is disconnected. Without a file it is Ctrl-C.
     """
     given = {key: value for key, value in locals().items() if key in _PLACES and value is not None}
     with plain_endings():
@@ -95,7 +96,7 @@ def serve(
         if url is not None and config is not None:
             raise ConfigError(["a URL and --config: give one of them; the file says where the servers are"])
         with _options_named(given), _source(url, config, _tables(given)) as (found, shown):
-            _run(found, shown)
+            _run(found, shown, config, given)
 
 
 def _tables(given: dict[str, Any]) -> dict[str, Any]:
@@ -113,14 +114,11 @@ def _tables(given: dict[str, Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def _source(url: str | None, file: Path | None, tables: dict[str, Any]) -> Iterator[tuple["Config", str]]:
     """The configuration, and the password that may be shown ("" for none), while its server is there."""
-    from cenote.proxy.config import config_of, read_tables
+    from cenote.proxy.config import config_of
     from cenote.proxy.url import config_of_url, merged
 
     if file is not None:
-        values = read_tables(file)
-        for option in tables.get("pool", {}):
-            _not_below(values, option)
-        yield config_of(merged(values, tables), file=str(file), complete=True), ""
+        yield _of_file(file, tables), ""
     elif url is not None:
         yield config_of_url(url, **tables), ""
     else:
@@ -132,6 +130,22 @@ def _source(url: str | None, file: Path | None, tables: dict[str, Any]) -> Itera
         with server:
             values = merged(_private(server, server.port), tables)
             yield config_of(values, complete=True), server.password
+
+
+def _of_file(file: Path, tables: dict[str, Any]) -> "Config":
+    from cenote.proxy.config import config_of, read_tables
+    from cenote.proxy.url import merged
+
+    values = read_tables(file)
+    for option in tables.get("pool", {}):
+        _not_below(values, option)
+    return config_of(merged(values, tables), file=str(file), complete=True)
+
+
+def _again(file: Path, given: dict[str, Any]) -> "Config":
+    """What a reload reads: the file as it is now, and the options that this process was started with."""
+    with _options_named(given):
+        return _of_file(file, _tables(given))
 
 
 def _not_below(values: dict[str, Any], option: str) -> None:
@@ -151,7 +165,7 @@ def _private(server: Any, port: int) -> dict[str, Any]:
     }
 
 
-def _run(config: "Config", password: str) -> None:
+def _run(config: "Config", password: str, file: Path | None, given: dict[str, Any]) -> None:
     from cenote.proxy.daemon import run
     from cenote.proxy.log import start_logging
     from cenote.proxy.problems import warnings_of
@@ -163,6 +177,8 @@ def _run(config: "Config", password: str) -> None:
 
     def ready(daemon: "Daemon") -> None:
         seen.append(daemon)
+        if file is not None:
+            daemon.config_path, daemon.read_config = file, lambda: _again(file, given)
         show(daemon, password)
 
     begun = time.monotonic()

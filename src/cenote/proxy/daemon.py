@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import math
 import os
 import random
 import resource
@@ -17,14 +18,22 @@ import socket
 import ssl
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from cenote.core.histogram import Histogram
 from cenote.errors import ProtocolError
-from cenote.proxy.admin.console import Console
+from cenote.proxy import operations
+from cenote.proxy.admin.visit import Visit
+from cenote.proxy.admission import Admission
 from cenote.proxy.auth.keys import KeyCache
+from cenote.proxy.auth.maps import NO_MAPS, load_maps
+from cenote.proxy.auth.rules import load_rules
+from cenote.proxy.balancer import introduction
+from cenote.proxy.budget import Budgets
+from cenote.proxy.caps import Census
 from cenote.proxy.client import ClientSession
 from cenote.proxy.config import Config, pool_options
 from cenote.proxy.inbox import Inbox
@@ -33,7 +42,8 @@ from cenote.proxy.log import flush_logs, get_log
 from cenote.proxy.login import Cancel, Gate, Login, login
 from cenote.proxy.metrics import start_metrics_server
 from cenote.proxy.pool import ProxyPool
-from cenote.proxy.settings import settings_key
+from cenote.proxy.reload import reload_on_signal
+from cenote.proxy.settings import APPLICATION_NAME, settings_key, with_address
 from cenote.proxy.sockets import attach
 from cenote.proxy.target import target_of
 from cenote.proxy.tunnel import Tunnels
@@ -48,7 +58,6 @@ CONSOLE = "cenote"
 _SWEEP_S = 1.0
 _STOP_S = 10.0
 _FAREWELL_S = 10.0  # how long a client that was sent away may take to read why
-_PORTION, _STALLED_S = 500, 0.05  # rows of the console sent at once; how long to wait for a slow reader
 _HIGH_WATER = 1_048_576  # bytes a peer may have unsent before the other end is made to wait
 
 
@@ -57,6 +66,10 @@ class Daemon:
 
     :param config: what to listen on, which databases, who may log in
     :param config_path: the file it came from, read again by RELOAD; None: there is none
+
+    read_config: reads it, where what the command line said has to be added; None: it is read as it is
+    standing: operators' orders, the last one wins; leaving: pools of databases that are gone
+    asked: how to stop (words of operations.py)
     """
 
     def __init__(self, config: Config, config_path: Path | None = None) -> None:
@@ -70,8 +83,15 @@ class Daemon:
         self.started = 0.0
         self.logins = Histogram()
         self.login_failures: dict[str, int] = {}
+        self.admission = Admission(lambda: self.config.listen)
+        self.census = Census()
         self.cancels: dict[str, int] = {}
         self.draining = False
+        self.read_config: Callable[[], Config] | None = None
+        self.standing: list[tuple[operations.Scope, str]] = []
+        self.leaving: dict[ProxyPool, asyncio.Task[Any]] = {}
+        self.reloading = False
+        self.asked: asyncio.Queue[str] = asyncio.Queue()
         self._by_key: dict[tuple[str, str], ProxyPool] = {}
         self._listeners: list[Listener] = []
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -83,6 +103,8 @@ class Daemon:
         self._stop_metrics: Callable[[], None] | None = None
         self._pids = secrets.randbelow(1 << 20) + 1
         self._random = random.Random()
+        self.servers = Budgets(self._random.random)
+        self.budgets = self.servers.by_server
 
     # -- beginning and end ------------------------------------------------------------------------------------
 
@@ -101,37 +123,43 @@ class Daemon:
         try:
             for host in filter(None, (host.strip() for host in listen.host.split(","))):
                 for sock in tcp_sockets(host, self.port or listen.port):
-                    self._listeners.append(Listener(sock, self._accepted))
+                    self._listeners.append(Listener(sock, self._accepted, self._turned_away))
                     numeric, self.port = sock.getsockname()[:2]
                     self.addresses.append(
                         f"[{numeric}]:{self.port}" if ":" in numeric else f"{numeric}:{self.port}"
                     )
             if listen.unix_dir is not None:
                 path = Path(listen.unix_dir) / f".s.PGSQL.{self.port or listen.port}"
-                self._listeners.append(Listener(unix_socket(path), self._accepted))
+                self._listeners.append(Listener(unix_socket(path), self._accepted, self._turned_away))
                 self.addresses.append(str(path))
             if self.config.metrics_port is not None:
                 self._stop_metrics = start_metrics_server(self, self.config.metrics_host, self.config.metrics_port)
         except BaseException:
             await self.stop()
             raise
+        self.open_known()
+        self._sweeper = loop.call_later(_SWEEP_S, self._sweep)
+        log.info("started", listening=" ".join(self.addresses), pools=len(self.pools))
+
+    def open_known(self) -> None:
+        """The pools that are known by name, with their warm minimum."""
         for name, database in self.config.databases.items():
             for user in self.config.users:
                 if database.user is None or database.user == user or len(self.config.users) == 1:
                     self.pool(name, user)
-        self._sweeper = loop.call_later(_SWEEP_S, self._sweep)
-        log.info("started", listening=" ".join(self.addresses), pools=len(self.pools))
 
     def make_gate(self, config: Config) -> Gate:
         """What log-ins are decided by under this configuration.
 
-        :raises OSError, ssl.SSLError: a certificate or key cannot be read
+        :raises ConfigError: a certificate, a key, rules or maps cannot be read
         """
         listen = config.listen
         context: ssl.SSLContext | None = None
         if listen.tls_cert is not None and listen.tls_mode != "disable":
-            context = server_context(listen.tls_cert, listen.tls_key or listen.tls_cert)
-        return Gate(config, context, self._keys)
+            context = server_context(listen.tls_cert, listen.tls_key or listen.tls_cert, listen.tls_ca)
+        rules = load_rules(config.rules_file) if config.rules_file is not None else None
+        maps = load_maps(config.map_file) if config.map_file is not None else NO_MAPS
+        return Gate(config, context, self._keys, rules, maps, admission=self.admission)
 
     async def drain(self, timeout: float = 30.0) -> None:
         """Take no new client, let running transactions end, and send everybody home.
@@ -144,14 +172,12 @@ class Daemon:
         now = monotonic()
         for pool in self.pools:
             pool.machine.drain(now, now + timeout)
-            pool.perform()
+            pool.tick_now()  # it may have been paused, with clients in line and nothing open
         log.info("draining", clients=len(self.clients), timeout_s=timeout)
         deadline = now + timeout
         while self.clients and monotonic() < deadline:
             for client in list(self.clients.values()):
-                if (client.server is None and client.waiter is None) or (
-                    client.pin and client.server is not None and client.server.rests()
-                ):
+                if operations.at_rest(client):
                     client.fail("57P01", "cenote: the pooler is draining; connect again")
             await asyncio.sleep(0.02)
 
@@ -172,6 +198,7 @@ class Daemon:
             client.abort()
         await self._emptied(1.0)
         now = monotonic()
+        self.servers.stop()
         for pool in self.pools:
             pool.works.stop()
             pool.machine.close(now)
@@ -208,12 +235,23 @@ class Daemon:
             pool.works = Works(pool, target_of(self.config, database, user), self._keys)
             self._by_key[key] = pool
             self.pools.append(pool)
+            self.servers.join(self.config, pool)
+            operations.join(self, pool)
             pool.machine.start(monotonic())
             pool.perform()
         return pool
 
+    def forget(self, pool: ProxyPool) -> None:
+        """Whoever asks for this pool from now on gets a new one."""
+        self.leaving.pop(pool, None)
+        if self._by_key.get((pool.database, pool.user)) is pool:
+            del self._by_key[pool.database, pool.user]
+
     def _accepted(self, sock: socket.socket) -> None:
         attach(sock, ClientSession(self))
+
+    def _turned_away(self) -> None:
+        self._count(self.login_failures, "no_descriptors")
 
     # -- clients ----------------------------------------------------------------------------------------------
 
@@ -223,10 +261,15 @@ class Daemon:
         client.inbox = Inbox(client.mute, client.unmute)
         transport.set_write_buffer_limits(high=_HIGH_WATER, low=_HIGH_WATER // 4)
         peer = transport.get_extra_info("peername")
-        client.address = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) and len(peer) >= 2 else "unix"
-        self.arriving[client] = self._spawn(self._admit(client))
+        if peer is None:
+            client.abort()  # a probe that has hung up already
+            return
+        client.address = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "unix"
+        task = self.arriving[client] = self.spawn(self._admit(client))
+        self.admission.enter(task, lambda sqlstate, text: self._cut(client, sqlstate, text))
 
-    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run a task that ends with the daemon at the latest."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -238,7 +281,10 @@ class Daemon:
         if admitting is not None:
             admitting.cancel()  # it may stand in line
         self._left.set()
-        if self.clients.pop(client.pid, None) is not None and client.pool is not None:
+        if self.clients.pop(client.pid, None) is None:
+            return
+        self.census.left(client.login)
+        if client.pool is not None:
             pool = client.pool
             pool.clients -= 1
             pool.bytes_from_clients += client.bytes_in
@@ -250,13 +296,14 @@ class Daemon:
         who: object = None
         try:
             async with asyncio.timeout(self.config.listen.login_timeout):
+                label = await introduction(client, self.config.listen.proxy_protocol_from)
                 who = await login(client, self.gate)
                 if isinstance(who, Cancel):
                     under_way = self.cancel(who.pid, who.secret)
                     if under_way is not None:
                         await asyncio.wait((under_way,))  # when this connection ends, it has been delivered
                 elif isinstance(who, Login):
-                    client.login = who
+                    client.login = who if who.label or not label else replace(who, label=label)
                     if not self._refused(client) and who.replication is None:
                         await self._welcome(client, who)
                     self.logins.observe(monotonic() - begun)
@@ -278,12 +325,16 @@ class Daemon:
             client.write(declined.args[0].replace(b"SERROR\0", b"SFATAL\0").replace(b"VERROR\0", b"VFATAL\0"))
         except ConnectionError:
             pass
+        except ProtocolError as error:
+            self._count(self.login_failures, "proxy_header")
+            log.warning("login_refused", client=client.address, reason="proxy_header", error=str(error.args[0]))
         except Exception as error:
             self._count(self.login_failures, "error")
             log.error("login_failed", client=client.address, error=str(error), exc_info=error)
             client.fail("XX000", "cenote: log-in failed inside the pooler; its log has the details")
         finally:
             self.arriving.pop(client, None)
+            self.admission.leave(asyncio.current_task())
             if client.pid == 0 and not (isinstance(who, Login) and who.replication):
                 client.close()
         if isinstance(who, Login) and who.replication is not None and not client.ending:
@@ -294,15 +345,26 @@ class Daemon:
         if self.draining:
             client.fail("57P01", "cenote: the pooler is shutting down")
             return True
-        if len(self.clients) >= self.config.listen.max_clients:
-            self._count(self.login_failures, "max_clients")
-            client.fail(
-                "53300",
-                f"cenote: {len(self.clients)} clients are connected, and max_clients is "
-                f"{self.config.listen.max_clients}",
-            )
+        database = client.login.database
+        if database != CONSOLE and database not in self.config.databases:
+            self._count(self.login_failures, "no_database")  # a reload has taken it away since the log-in began
+            client.fail("3D000", f'database "{database}" does not exist')
+            return True
+        full = self.census.refusal(self.config, client.login)
+        if full is not None:
+            self._count(self.login_failures, full[0])
+            client.fail("53300", full[1])
             return True
         return False
+
+    def _cut(self, client: ClientSession, sqlstate: str, text: str) -> None:
+        """A log-in has to make room for others."""
+        self._count(self.login_failures, "max_logins")
+        log.warning("login_refused", client=client.address, reason="max_logins", sqlstate=sqlstate)
+        if client.tls is not None and not client.tls.established:
+            client.close()  # nothing can be said in the middle of a handshake
+        else:
+            client.fail(sqlstate, text)
 
     async def _welcome(self, client: ClientSession, who: Login) -> None:
         """The client is who it says: give it its pool, its key and the server's parameters."""
@@ -313,9 +375,16 @@ class Daemon:
         settings = pool.settings_of(settings_key(who.parameters))
         told = pool.welcome.get(settings)
         if told is None:
-            parameters = await parameters_for(pool, settings)
+            with self.admission.aside():
+                parameters = await parameters_for(pool, settings)
+            if self._refused(client):
+                return  # others were faster
             told = b"".join(messages.parameter_status(*item) for item in parameters.items())
             pool.welcome[settings] = told
+        if pool.options.application_name_add_host:
+            name = with_address(who.parameters.get(APPLICATION_NAME, b""), client.address)
+            settings = pool.settings_of(settings_key({**who.parameters, APPLICATION_NAME: name}))
+            told += messages.parameter_status(APPLICATION_NAME, name)  # the last one holds
         client.settings = settings
         client.pool = pool
         self._enter(client)
@@ -336,6 +405,7 @@ class Daemon:
         self._pids = self._pids % 0x7FFFFFFF + 1
         client.secret = secrets.token_bytes(32 if client.login.version >= messages.PROTOCOL_3_2 else 4)
         self.clients[client.pid] = client
+        self.census.entered(client.login)
         self.arriving.pop(client, None)
 
     def _begin(self, client: ClientSession) -> None:
@@ -357,20 +427,19 @@ class Daemon:
 
     async def _console(self, client: ClientSession) -> None:
         """The virtual database: read, answer, until the client ends."""
-        console = Console(self, portion=_PORTION)
+        visit = Visit(self, client)
         self._enter(client)
         client.write(
             messages.AUTHENTICATION_OK
-            + console.greeting()
+            + visit.console.greeting()
             + messages.backend_key_data(client.pid, client.secret)
             + messages.READY_IDLE
         )
         inbox = client.inbox
-        window = _ConsoleInbox(console, client)
-        client.inbox = window
+        client.inbox = visit
         client.unmute()
         if inbox is not None:
-            window.feed(inbox.take())
+            visit.feed(inbox.take())
 
     # -- cancels ----------------------------------------------------------------------------------------------
 
@@ -391,7 +460,9 @@ class Daemon:
         elif client.server is not None and client.server.replies.kind:
             return client.pool.works.cancel(client.server)  # type: ignore[no-any-return]
         elif client.login.replication is not None:
-            return self._spawn(self.tunnels.cancel(client))
+            return self.spawn(self.tunnels.cancel(client))
+        elif isinstance(client.inbox, Visit) and client.inbox.console.cancel():
+            self.count_cancel("delivered")
         else:
             self.count_cancel("idle")
         return None
@@ -415,6 +486,7 @@ class Daemon:
         now = monotonic()
         for pool in self.pools:
             pool.works.sweep(now)
+        self.servers.tick(now)
         flush_logs()
         self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
 
@@ -423,32 +495,8 @@ class Daemon:
         return self.clients.values()
 
 
-class _ConsoleInbox(Inbox):
-    """What the client of the virtual database sends goes to the console, what that answers back."""
-
-    def __init__(self, console: Console, client: ClientSession) -> None:
-        super().__init__(client.mute, client.unmute)
-        self.console = console
-        self.client = client
-
-    def feed(self, data: bytes) -> None:
-        """Bytes have come."""
-        try:
-            answer = self.console.receive(data)
-        except ProtocolError as error:
-            self.client.fail("08P01", str(error))
-            return
-        if answer:
-            self.client.write(answer)
-        if self.console.closed:
-            self.client.close()
-        elif self.console.unfinished and not self.client.lost:
-            # Long tables go out in portions, as fast as they are read.
-            asyncio.get_running_loop().call_later(_STALLED_S if self.client.stalled else 0.0, self.feed, b"")
-
-
 def run(config: Config, on_ready: Callable[[Daemon], None] | None = None, drain_timeout: float = 30.0) -> None:
-    """Serve until SIGINT or SIGTERM; the first one drains, the second one stops at once."""
+    """Serve until SIGINT or SIGTERM; the first one drains, the second one stops at once. SIGHUP reloads."""
     try:
         import uvloop
 
@@ -462,17 +510,20 @@ def run(config: Config, on_ready: Callable[[Daemon], None] | None = None, drain_
 async def _serve(config: Config, on_ready: Callable[[Daemon], None] | None, drain_timeout: float) -> None:
     loop = asyncio.get_running_loop()
     daemon = Daemon(config)
-    asked: asyncio.Queue[None] = asyncio.Queue()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, asked.put_nowait, None)
+        loop.add_signal_handler(number, operations.shutdown, daemon)
+    loop.add_signal_handler(signal.SIGHUP, lambda: daemon.spawn(reload_on_signal(daemon)))
     await daemon.start()
     try:
         if on_ready is not None:
             on_ready(daemon)
-        await asked.get()
-        log.info("stopping", clients=len(daemon.clients), pid=os.getpid())
-        draining = loop.create_task(daemon.drain(drain_timeout))
-        again = loop.create_task(asked.get())
+        how = await daemon.asked.get()
+        log.info("stopping", clients=len(daemon.clients), pid=os.getpid(), how=how)
+        if how == operations.SHUTDOWN_IMMEDIATE:
+            return
+        timeout = math.inf if how == operations.SHUTDOWN_WAIT else drain_timeout
+        draining = loop.create_task(daemon.drain(timeout))
+        again = loop.create_task(daemon.asked.get())
         await asyncio.wait((draining, again), return_when=asyncio.FIRST_COMPLETED)
         for task in (draining, again):
             task.cancel()

@@ -1,4 +1,8 @@
-"""Listening sockets: opened, accepted from, closed. A process out of descriptors pauses instead of spinning."""
+"""Listening sockets: opened, accepted from, closed.
+
+A process out of descriptors has one in reserve: with it the clients that wait now are told so and sent away, and
+not left to hang. Then nothing is accepted for a moment: without a pause it would do nothing else.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from cenote.proxy.log import get_log
+from cenote.wire import messages
 
 log = get_log("cenote.proxy")
 
-_AT_ONCE = 64  # accepted in one turn of the loop
+_AT_ONCE = 8  # accepted in one turn of the loop: more would hold up those who are in
 _PAUSE_S = 0.5  # how long nothing is accepted when there are no descriptors left
+_READ_BYTES = 65_536
+_FULL = messages.error(
+    "FATAL",
+    "53300",
+    "cenote: no file descriptor is left for one more client",
+    hint="See RLIMIT_NOFILE and max_clients.",
+)
 
 
 def tcp_sockets(host: str, port: int) -> list[socket.socket]:
@@ -66,12 +78,19 @@ def unix_socket(path: Path) -> socket.socket:
 
 
 class Listener:
-    """One listening socket. `arrived` is called with each connection. On the event loop."""
+    """One listening socket. On the event loop.
 
-    def __init__(self, sock: socket.socket, arrived: Callable[[socket.socket], None]) -> None:
+    :param arrived: called with each connection
+    :param turned_away: called for each client that there was no descriptor for
+    """
+
+    def __init__(
+        self, sock: socket.socket, arrived: Callable[[socket.socket], None], turned_away: Callable[[], None]
+    ) -> None:
         self.sock = sock
         self.arrived = arrived
-        self.exhausted = 0  # how often there was no descriptor for a client
+        self.turned_away = turned_away
+        self._reserve = _open_reserve()
         self._loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
         self._open = True
@@ -91,6 +110,8 @@ class Listener:
                 with contextlib.suppress(OSError):
                     Path(self.sock.getsockname()).unlink()
             self.sock.close()
+            if self._reserve >= 0:
+                os.close(self._reserve)
 
     def _ready(self) -> None:
         for _ in range(_AT_ONCE):
@@ -101,16 +122,48 @@ class Listener:
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     raise
-                self.exhausted += 1
                 log.error("no_descriptors", error=os.strerror(error.errno or 0), pause_s=_PAUSE_S)
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    self._turn_away()
                 self._loop.remove_reader(self.sock)
                 self._pause = self._loop.call_later(_PAUSE_S, self._again)
                 return
             self.arrived(sock)
 
+    def _turn_away(self) -> None:
+        """Send those who wait now away, each with the one descriptor that is kept for it."""
+        for _ in range(_AT_ONCE):
+            if self._reserve < 0:
+                self._reserve = _open_reserve()  # somebody else was faster last time
+            if self._reserve < 0:
+                return
+            os.close(self._reserve)
+            self._reserve = -1
+            try:
+                sock, _ = self.sock.accept()
+            except OSError:
+                self._reserve = _open_reserve()
+                return
+            with contextlib.suppress(OSError):
+                sock.setblocking(False)
+                sock.send(_FULL)
+                sock.shutdown(socket.SHUT_WR)
+                sock.recv(_READ_BYTES)  # unread, it would turn the end into a reset, and the words would be lost
+            sock.close()
+            self._reserve = _open_reserve()
+            self.turned_away()
+
     def _again(self) -> None:
         self._pause = None
         self._loop.add_reader(self.sock, self._ready)
+
+
+def _open_reserve() -> int:
+    """A descriptor to be given up when there is no other; -1: there is none."""
+    try:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
 
 
 def _backlog() -> int:

@@ -22,14 +22,20 @@ from typing import Any, TextIO
 EVENTS: dict[str, str] = {
     "started": "it listens, and the pools known by name have begun to open their warm minimum",
     "metrics_served": "the metrics are there for whoever asks",
-    "stopping": "a signal asked for the end; clients may finish their transactions",
+    "stopping": "a signal, or SHUTDOWN, asked for the end; clients may finish their transactions",
     "draining": "no new clients and transactions from here on",
     "stopped": "all is closed",
+    "operator": "an order was given on the console, and by whom",
+    "reloaded": "the configuration was read again: what has changed, and what takes a restart",
+    "reload_refused": "the configuration was read again and not taken; nothing has changed",
     "login_refused": "a client may not come in; `reason` is what the metrics count it as",
     "login_failed": "a log-in failed inside Cenote: a bug, please report it",
     "client_protocol_error": "a client sent what the protocol does not allow; its connection is closed",
     "password_file_ignored": "others may read the password file, so it is not used",
     "dial_failed": "a server connection could not be opened; `failure` is what that says about the others",
+    "server_full": "a server had no connection to give; for a minute it is asked for no more than it gives now",
+    "server_crowded": "what is ours and what others have there is more than the server has: lower the percentage,"
+    " or have the others go through here too",
     "pinned": "a client keeps its server connection past the transaction, and why",
     "server_protocol_error": "a server sent what the protocol does not allow; that connection is closed",
     "cancel_failed": "a cancel request did not reach the server",
@@ -42,7 +48,7 @@ QUIET_S = 10.0
 _MAX_KINDS = 1_000
 _MAX_VALUE = 500
 # What makes two events of one name different: words from short lists, nothing that a stranger can choose.
-_KIND_FIELDS = ("pool", "reason", "failure", "sqlstate")
+_KIND_FIELDS = ("pool", "reason", "failure", "sqlstate", "order", "changed", "problems")
 _SECRET_NAMES = re.compile(r"password|passwd|secret|verifier|credential|private_key|token", re.IGNORECASE)
 _SECRET_TEXTS = re.compile(r"(?<=://)([^/\s:@]*):[^/\s@]+(?=@)|(?<=password=)('[^']*'|\S+)", re.IGNORECASE)
 _BARE = re.compile(r"[A-Za-z0-9_.:/@+*\[\]-]+")
@@ -247,8 +253,9 @@ Times are UTC; fields that end in `_s` are seconds; a value that is not plain st
 so that no name a client chooses can forge a line. Passwords are never written. No query leaves a line: those are
 counted ([metrics](metrics.md), [console](console.md)).
 
-Of events of one kind (same event, pool, reason, failure and SQLSTATE) the first is written at once, the others are
-counted: 10 s later one line of that kind says `repeated=` how many. At level `debug` every one is written.
+Of events of one kind (same event, pool, reason, failure, SQLSTATE and order) the first is written at once, the
+others are counted: 10 s later one line of that kind says `repeated=` how many. At level `debug` every one is
+written.
 
 | event | what has happened |
 | --- | --- |

@@ -14,8 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from cenote.errors import ProtocolError
 from cenote.proxy.auth import say
+from cenote.proxy.auth.admit import Known, Secret, admit, no_rule
 from cenote.proxy.auth.keys import KeyCache
-from cenote.proxy.auth.prove import prove
+from cenote.proxy.auth.maps import NO_MAPS, Maps
+from cenote.proxy.auth.prove import is_verifier
+from cenote.proxy.auth.rules import Arrival, Rule, Rules, read_address
+from cenote.wire.certificate import common_name
 from cenote.wire.refusal import Refusal
 from cenote.wire.startup import Cancel, Hello, StartTLS, Startup, packet_length
 
@@ -27,6 +31,8 @@ __all__ = ["CONSOLE", "Cancel", "Gate", "Login", "Refused", "login"]
 #: The virtual database that answers SHOW.
 CONSOLE = "cenote"
 
+_LABEL_CHARS = 63
+
 # What a refusal is counted as.
 _REASONS = {
     "08P01": "protocol",
@@ -36,17 +42,28 @@ _REASONS = {
     "28P01": "wrong_password",
     "3D000": "no_database",
     "42501": "no_admin",
+    "53300": "login_line",
     "42601": "bad_parameter",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What a log-in needs of the daemon. `tls`: the context for clients; None: no TLS."""
+    """What a log-in needs of the daemon.
+
+    tls: the context for clients; None: no TLS
+    rules: who may log in and how; None: the option `auth`, and that of each user. maps: those that rules name
+    secrets: what is known of users (`find`, `proven`); None: what the configuration has
+    admission: whose `turn` lets one log-in after the other go on; None: all at once
+    """
 
     config: Config
     tls: ssl.SSLContext | None
     keys: KeyCache
+    rules: Rules | None = None
+    maps: Maps = NO_MAPS
+    secrets: Any = None
+    admission: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +74,8 @@ class Login:
     version: of the protocol, at most 3.2
     replication: None, b"true" or b"database"
     tls: the version of TLS; None: not encrypted
+    label: the common name of its certificate, else what it calls us in its TLS handshake (which proves nothing)
+    method: how it has proven who it is, in the words of the rules
     """
 
     user: str
@@ -66,6 +85,8 @@ class Login:
     version: int
     replication: bytes | None
     tls: str | None
+    label: str = ""
+    method: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +129,12 @@ async def login(peer: Any, gate: Gate) -> Login | Cancel | Refused | None:
         return None
 
 
+def _host(peer: Any) -> str:
+    """The host of `address`, which a load balancer's header may have set; "": there is none."""
+    address: str = getattr(peer, "address", "") or ""
+    return "" if address == "unix" else address.rpartition(":")[0]
+
+
 class _Entry:
     """One log-in."""
 
@@ -117,7 +144,8 @@ class _Entry:
         self.user = ""
         self.database = ""
         sock = peer.transport.get_extra_info("socket")
-        self.unix = sock is not None and sock.family == socket.AF_UNIX
+        # Behind a load balancer it is a host's connection: the socket's other end is not the client.
+        self.unix = sock is not None and sock.family == socket.AF_UNIX and _host(peer) == ""
 
     def refused(self, reason: str, sqlstate: str, text: str) -> Refused:
         self.peer.close()
@@ -132,7 +160,9 @@ class _Entry:
         # Names in other encodings become legible and stay different from each other.
         self.user = asked.user.decode("utf-8", "backslashreplace")
         self.database = asked.database.decode("utf-8", "backslashreplace")
-        await self._prove()
+        if self.gate.admission is not None:
+            await self.gate.admission.turn()
+        method = await self._prove(physical=asked.replication == "true")
         self._admit()
         parameters = {name.lower(): value for name, value in asked.settings()}
         return Login(
@@ -143,6 +173,8 @@ class _Entry:
             version=asked.version,
             replication=asked.replication.encode() if asked.replication else None,
             tls=self.peer.tls.version if self.peer.tls is not None else None,
+            label=self._label(),
+            method=method,
         )
 
     async def _hello(self) -> Cancel | Startup:
@@ -171,17 +203,50 @@ class _Entry:
         await self.peer.start_tls(self.gate.tls, server_side=True, early=early)
         hello.secured(self.peer.tls.alpn)
 
-    async def _prove(self) -> None:
-        config = self.gate.config
-        known = config.users.get(self.user)
-        method = (known.auth if known is not None else None) or config.auth
-        if method == "trust":
-            if known is None:
-                raise Refusal("28000", f'role "{self.user}" does not exist')
-            return
-        secret = known.password if known is not None else None
-        private = self.unix or self.peer.tls is not None
-        await prove(self.peer, method, self.user, secret, self.gate.keys, private=private)
+    async def _prove(self, *, physical: bool) -> str:
+        """Return by which method the client has proven who it is."""
+        gate, tls = self.gate, self.peer.tls is not None
+        address = None if self.unix else read_address(_host(self.peer) or self._peer_name())
+        arrival = Arrival(self.user, self.database, self.unix, address, tls, physical)
+        rule = self._usual() if gate.rules is None else gate.rules.match(arrival)
+        if rule is None:
+            raise no_rule(arrival)
+        by_scram = rule.method == "md5" and self._strangers_by_scram()
+        proof = await admit(
+            self.peer, arrival, rule, gate.maps, self._find, gate.keys, strangers_by_scram=by_scram
+        )
+        if proof is not None and gate.secrets is not None:
+            gate.secrets.proven(self.database, self.user, proof.verifier, proof.client_key)
+        return rule.method
+
+    def _usual(self) -> Rule:
+        """Without rules the configuration says how."""
+        known = self.gate.config.users.get(self.user)
+        return Rule((known.auth if known is not None else None) or self.gate.config.auth)
+
+    async def _find(self) -> Secret | None:
+        """What is known of the user."""
+        if self.gate.secrets is not None:
+            found: Secret | None = await self.gate.secrets.find(self.database, self.user)
+            return found
+        known = self.gate.config.users.get(self.user)
+        return None if known is None else Known(known.password)
+
+    def _strangers_by_scram(self) -> bool:
+        """With md5, whether those who are known log in by SCRAM: all that is known are verifiers."""
+        stored = [user.password for user in self.gate.config.users.values() if user.password]
+        return all(map(is_verifier, stored)) if stored else self.gate.secrets is not None
+
+    def _peer_name(self) -> str:
+        name = self.peer.transport.get_extra_info("peername")
+        return str(name[0]) if isinstance(name, tuple) and name else ""
+
+    def _label(self) -> str:
+        tls = self.peer.tls
+        if tls is None:
+            return ""
+        name = common_name(tls.peer_certificate or b"") or tls.server_name
+        return "".join(char if char.isprintable() else "?" for char in name[:_LABEL_CHARS])
 
     def _admit(self) -> None:
         """Who has proven who it is hears what there is, and only then."""

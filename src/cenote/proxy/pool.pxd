@@ -17,6 +17,7 @@ cdef class ProxyPool(Lender):
     cdef public double acquire_timeout
     cdef public Machine machine
     cdef public object works
+    cdef public object budget
     cdef public set servers
     cdef public long clients
     cdef public dict statements

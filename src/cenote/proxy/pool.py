@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any
 
 from cenote.core.histogram import Histogram
-from cenote.core.machine import GRANT, REFUSE, WAKE, Machine
+from cenote.core.machine import GRANT, REFUSE, SERVE, WAKE, Machine
 from cenote.core.slot import Slot
 from cenote.proxy.prepared import Statement, meaning
 from cenote.proxy.roles import Borrower, Lender
@@ -69,6 +69,7 @@ class ProxyPool(Lender):
             random,
         )
         self.works: Any = None
+        self.budget: Any = None
         self.servers: set[ServerConnection] = set()
         self.clients = 0
         self.statements: dict[Any, Statement] = {}
@@ -186,6 +187,8 @@ class ProxyPool(Lender):
                     subject.data.refuse(self.refusal(subject.refused))
                 elif what == WAKE:
                     self.works.wake(machine.alarm)
+                elif what == SERVE:
+                    self.budget.serve_soon()
                 else:
                     self.works.start(what, subject)
 

@@ -16,6 +16,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from cenote.errors import ConfigError
+from cenote.proxy.auth.maps import NO_MAPS, load_maps
+from cenote.proxy.auth.rules import Rule, load_rules
+from cenote.proxy.balancer import Balancers
 from cenote.wire import md5
 from cenote.wire.scram import Verifier
 from cenote.wire.tls import client_context, server_context
@@ -137,17 +140,23 @@ def problems_between(
     :param options_of: the merged options of a pool, by configuration, database and user
     :param complete: see `config_of`
     """
-    problems = [*_names(config), *_sizes(config, options_of)]
+    problems = [*_names(config), *_balancers(config.listen), *_sizes(config, options_of)]
     if complete:
         problems += _nothing(config)
         for name, user in config.users.items():
             problems += _log_in(config, name, user)
-        problems += [*_listening(config), *_files(config)]
+        problems += [*_listening(config), *_files(config), *_rules(config)]
     return problems
 
 
 def warnings_of(config: Config) -> list[str]:
     """What is allowed and dangerous, for whoever starts the daemon."""
+    if config.rules_file is not None:
+        return [
+            f"rules_file: {rule.file}:{rule.line}: whoever it matches is let in without a password"
+            for rule in load_rules(config.rules_file).rules
+            if rule.method == "trust" and rule.kind != "local" and not rule.clientcert
+        ]
     trusted = [name for name, user in config.users.items() if (user.auth or config.auth) == "trust"]
     if not trusted:
         return []
@@ -170,10 +179,22 @@ def _names(config: Config) -> Iterator[str]:
             yield f"admin_users = {name!r}: not in users{near(name, config.users)}"
     if config.listen.tls_key is not None and config.listen.tls_cert is None:
         yield "listen.tls_key: there is no listen.tls_cert that it belongs to"
+    if config.listen.tls_ca is not None and config.listen.tls_cert is None:
+        yield "listen.tls_ca: without listen.tls_cert there is no TLS, and clients show no certificates"
+    if config.map_file is not None and config.rules_file is None:
+        yield "map_file: only rules name maps, and there is no rules_file"
     for name, database in config.databases.items():
         hosts, ports = database.host.split(","), str(database.port).split(",")
         if len(ports) not in (1, len(hosts)):
             yield f"databases.{name}.port = {database.port!r}: {len(ports)} ports for {len(hosts)} hosts"
+
+
+def _balancers(listen: Listen) -> Iterator[str]:
+    for word in listen.proxy_protocol_from:
+        try:
+            Balancers([word])
+        except ValueError as error:
+            yield f"listen.proxy_protocol_from = {word!r}: {error}; allowed are networks, addresses, and 'unix'"
 
 
 def _sizes(config: Config, options_of: Callable[[Config, str, str], Any]) -> Iterator[str]:
@@ -197,10 +218,11 @@ def _nothing(config: Config) -> Iterator[str]:
 
 def _log_in(config: Config, name: str, user: User) -> Iterator[str]:
     """Whether this user can come in, and whether we can then log in at the server for it."""
-    method = user.auth or config.auth
+    by_rules = config.rules_file is not None  # they say by which method
+    method = "" if by_rules else user.auth or config.auth
     where, stored = f"users.{name}.password", user.password
     if stored is None:
-        if method != "trust":
+        if method != "trust" and not by_rules:
             yield f"{where}: there is none, so this user can never log in with auth = {method!r}"
         return
     if not stored and method != "trust":
@@ -243,7 +265,8 @@ def _listening(config: Config) -> Iterator[str]:
             yield f"listen.unix_dir = {listen.unix_dir!r}: longer than a socket's path may be"
     elif not listen.host.strip(" ,"):
         yield "listen.host = '': with no unix_dir either, nobody could connect"
-    in_clear = [name for name, user in config.users.items() if (user.auth or config.auth) == "password"]
+    usual = {} if config.rules_file is not None else config.users
+    in_clear = [name for name, user in usual.items() if (user.auth or config.auth) == "password"]
     if in_clear and listen.unix_dir is None and (listen.tls_cert is None or listen.tls_mode == "disable"):
         yield (
             "auth = 'password': a password in clear text is taken over TLS or a Unix socket only; give "
@@ -257,8 +280,8 @@ def _files(config: Config) -> Iterator[str]:
     """Certificates and keys, by loading them as the daemon will."""
     listen = config.listen
     if listen.tls_cert is not None:
-        pair = listen.tls_cert, listen.tls_key or listen.tls_cert
-        yield from _refused("listen.tls_cert", lambda: server_context(*pair))
+        files = listen.tls_cert, listen.tls_key or listen.tls_cert, listen.tls_ca
+        yield from _refused("listen.tls_cert", lambda: server_context(*files))
     for name, database in config.databases.items():
         if database.sslmode == "disable":
             if database.sslnegotiation == "direct":
@@ -270,6 +293,29 @@ def _files(config: Config) -> Iterator[str]:
                 "use require, verify-ca or verify-full"
             )
         yield from _refused(f"databases.{name}.sslmode = {database.sslmode!r}", _loader(database))
+
+
+def _rules(config: Config) -> Iterator[str]:
+    """The files that say who may log in, and what they need of each other and of the rest."""
+    rules: list[Rule] = []
+    maps = NO_MAPS
+    try:
+        if config.rules_file is not None:
+            rules = list(load_rules(config.rules_file).rules)
+    except ConfigError as error:
+        yield from (f"rules_file: {problem}" for problem in error.problems)
+    try:
+        if config.map_file is not None:
+            maps = load_maps(config.map_file)
+    except ConfigError as error:
+        yield from (f"map_file: {problem}" for problem in error.problems)
+        return
+    for rule in rules:
+        where = f"rules_file: {rule.file}:{rule.line}"
+        if rule.clientcert and config.listen.tls_ca is None:
+            yield f"{where}: it asks for a client's certificate, and there is no listen.tls_ca to verify one by"
+        if rule.map and rule.map not in maps.names:
+            yield f"{where}: map={rule.map}: no line of map_file has this map{near(rule.map, maps.names)}"
 
 
 def _loader(database: Database) -> Callable[[], Any]:

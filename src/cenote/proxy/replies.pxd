@@ -10,6 +10,7 @@ cdef class Entry:
     cdef public object before
     cdef public object done
     cdef public object failed
+    cdef public object rows
 
 cdef class ReplyQueue:
     cdef public int kind

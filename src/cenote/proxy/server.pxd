@@ -73,7 +73,7 @@ cdef class ServerConnection(Peer):
     cpdef know(self, Statement statement, bytes name)
     cpdef forget(self, Statement statement)
     cpdef forget_all(self)
-    cpdef inject(self, bytes sql, done)
+    cpdef inject(self, bytes sql, done, list rows=*)
     cpdef close_statement(self, Statement statement, bytes name)
     cpdef sync(self)
     cpdef copy_ended(self)

@@ -168,6 +168,11 @@ class ServerConnection(Peer):
                 if drop:
                     if i > start and client is not None:
                         client.write(data[start:i])
+                    if owed == _OWED_OWN_QUERY and replies.entry().rows is not None:
+                        start = i
+                        if end > n:
+                            break
+                        replies.entry().rows.append(data[i + 5 : end])
                     start = end
                 i = end
                 continue
@@ -449,10 +454,14 @@ class ServerConnection(Peer):
 
     # -- own requests -----------------------------------------------------------------------------------------
 
-    def inject(self, sql: bytes, done: Any) -> None:
-        """Send a query of our own; `done(error body or None)` is called at its ReadyForQuery."""
+    def inject(self, sql: bytes, done: Any, rows: list[bytes] | None = None) -> None:
+        """Send a query of our own; `done(error body or None)` is called at its ReadyForQuery.
+
+        :param rows: is given the body of each DataRow; None: nobody wants them. They are held until they are whole
+        """
         entry = Entry(_OWED_OWN_QUERY)
         entry.done = done
+        entry.rows = rows
         self.unnamed = None
         self.write(messages.query(sql))
         self.replies.add(entry)

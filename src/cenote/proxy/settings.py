@@ -18,6 +18,9 @@ _OPAQUE = frozenset(
     b"gbk win936 windows936 uhc win949 windows949 gb18030 johab".split()
 )
 _ENCODING_NAME = re.compile(rb"[^a-z0-9]")
+_NAME_BYTES = 63  # longer ones are cut by the server
+
+APPLICATION_NAME = b"application_name"
 
 
 class Settings:
@@ -40,6 +43,12 @@ class Settings:
 def settings_key(parameters: dict[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
     """Startup parameters in one order, names in lower case."""
     return tuple(sorted((name.lower(), value) for name, value in parameters.items()))
+
+
+def with_address(name: bytes, address: str) -> bytes:
+    """An application_name that says where the client is; the name gives way where both are too long."""
+    where = b" - " + address.encode()
+    return (name or b"app")[: max(0, _NAME_BYTES - len(where))] + where
 
 
 def conversion(carried: Settings | None, wanted: Settings | None) -> bytes:

@@ -6,7 +6,7 @@ Every wait has a deadline, and every task ends by telling the machine what came 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any
 
@@ -103,6 +103,7 @@ class Works:
             timeout = pool.options.connect_timeout
             begun = monotonic()
             server = await self._dial(timeout)
+            await pool.budget.introduced(server)
             if pool.options.init_query:
                 left = max(0.1, timeout - (monotonic() - begun))
                 error = await self._run(server, pool.options.init_query.encode(), left)
@@ -120,6 +121,8 @@ class Works:
             self.last_error = DialError(error.sqlstate, error.message, error.failure)
             failure = str(error.failure)
             log.warning("dial_failed", pool=pool.name, failure=failure, sqlstate=error.sqlstate, error=str(error))
+            if error.sqlstate == "53300":
+                pool.budget.refused(pool, error.fields)
             machine.dial_failed(slot, monotonic(), failure)
             pool.perform()
             return
@@ -173,6 +176,24 @@ class Works:
             server.abort()
             machine.check_failed(slot, monotonic(), "check_failed", self.pool.failure(server))
         self.pool.perform()
+
+    async def on_idle(self, work: Callable[[ServerConnection], Coroutine[Any, Any, None]]) -> bool:
+        """Do something of our own on a connection that is idle; whether there was one."""
+        pool = self.pool
+        if not pool.machine.shelf.size():
+            return False
+        guest = Guest(pool, None, self.loop.create_future())
+        server = pool.borrow(guest)
+        try:
+            if server is None or guest.holding:
+                if guest.declined is not None or await guest.there is not None:
+                    return False
+                server = guest.server
+            if server is not None:
+                await work(server)
+            return server is not None
+        finally:
+            pool.client_gone(guest)
 
     async def _run(self, server: ServerConnection, sql: bytes, timeout: float) -> bytes | None:
         """Run a query of our own: None, or the body of its error (b"" if the connection ended or time ran out)."""
@@ -339,6 +360,8 @@ class Works:
             f"{machine.leased.size}/{machine.max_size} leased, {machine.connecting.size} connecting, "
             f"{machine.waiting.size} waiting, {pool.pinned} pinned"
         )
+        if machine in pool.budget.budget.hungry:
+            state += f"; server {pool.budget.name}: {pool.budget.budget.used}/{pool.budget.budget.limit} used"
         name = f'cenote: pool "{pool.name}"'
         if reason in ("draining", "closed"):
             return messages.error("FATAL", "57P01", f"{name} is {reason}: no new transactions. [P2004]")

@@ -216,6 +216,23 @@ def error_fields(body: bytes) -> dict[str, str]:
     return fields
 
 
+def values(row: bytes) -> list[bytes | None]:
+    """The values of a DataRow, by its body.
+
+    :raises ProtocolError: it is none
+    """
+    found: list[bytes | None] = []
+    at = 2
+    for _ in range(int.from_bytes(row[:2], "big")):
+        length = int.from_bytes(row[at : at + 4], "big", signed=True)
+        at += 4
+        found.append(None if length < 0 else row[at : at + length])
+        at += max(length, 0)
+    if at != len(row):
+        raise ProtocolError("a DataRow that is longer or shorter than its values")
+    return found
+
+
 def cstrings(body: bytes) -> list[bytes]:
     """The zero-terminated texts a body is made of.
 

@@ -19,6 +19,7 @@ import threading
 from pathlib import Path
 
 from cenote.errors import ConfigError
+from cenote.wire.binding import server_end_point
 
 ALPN = "postgresql"
 
@@ -143,6 +144,16 @@ class TlsFilter:
         """The other end's certificate as DER; None where it showed none."""
         return self._object.getpeercert(binary_form=True) if self.established else None
 
+    @property
+    def server_name(self) -> str:
+        """At a server: what the client calls us (SNI), which is whatever it likes; "" where it does not."""
+        return getattr(self._object, "asked_name", "")
+
+    @property
+    def binding(self) -> bytes | None:
+        """At a server: what binds SCRAM to our certificate; None where it has no such thing."""
+        return getattr(self._object.context, "binding", None)
+
     def _read(self) -> bytes:
         """All plaintext that is complete. OpenSSL reads no further than one record: when the BIO is empty after a
         read, so is the record, and asking again would only cost the exception that says so."""
@@ -175,20 +186,64 @@ class TlsFilter:
         return True
 
 
-def server_context(cert: str | Path, key: str | Path) -> ssl.SSLContext:
+class _ServerObject(ssl.SSLObject):
+    """A connection at a server. asked_name: what the client calls us."""
+
+    asked_name = ""
+
+
+class ServerContext(ssl.SSLContext):
+    """The context for connections from clients. binding: of its certificate, for SCRAM; None: it has none."""
+
+    sslobject_class = _ServerObject
+    binding: bytes | None = None
+
+
+def server_context(cert: str | Path, key: str | Path, ca: str | Path | None = None) -> ServerContext:
     """The context for connections from clients.
 
     cert: certificate chain, PEM, the server's own first. key: its private key, PEM, without a password.
+    ca: who signs the certificates of clients, PEM. A client need not show one; one that cannot be verified ends
+    the handshake. None: no certificate is asked for.
 
     :raises ConfigError: a file that cannot be read or used, or a key of another certificate.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # A client that renegotiates over and over has us do the expensive half of a handshake each time.
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
     context.set_alpn_protocols([ALPN])
-    _load_pair(context, cert, key)
+    context.sni_callback = _note_name
+    problems: list[str] = []
+    try:
+        _load_pair(context, cert, key)
+        context.binding = server_end_point(_first_certificate(cert))
+    except ConfigError as error:
+        problems += error.problems
+    if ca is not None:
+        try:
+            context.load_verify_locations(cafile=str(ca))
+            context.verify_mode = ssl.CERT_OPTIONAL
+        except OSError as error:
+            problems.append(f'certificate authorities file "{ca}" cannot be used: {_why(error)}')
+    if problems:
+        raise ConfigError(problems)
     return context
+
+
+def _note_name(connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, context: ssl.SSLContext) -> None:
+    if name is not None and isinstance(connection, _ServerObject):
+        connection.asked_name = name
+
+
+def _first_certificate(path: str | Path) -> bytes:
+    """The DER of the first certificate in a PEM file; b"" where none can be read."""
+    _, begin, rest = Path(path).read_text(encoding="ascii", errors="replace").partition(ssl.PEM_HEADER)
+    body, end, _ = rest.partition(ssl.PEM_FOOTER)
+    try:
+        return ssl.PEM_cert_to_DER_cert(begin + body + end)
+    except ValueError:
+        return b""
 
 
 def client_context(

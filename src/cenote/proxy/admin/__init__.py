@@ -1,1 +1,1 @@
-"""The virtual database `cenote`: what the daemon shows of itself to the users in `admin_users`. It only shows."""
+"""The virtual database `cenote`: for the users in `admin_users` the daemon shows itself, and takes orders."""

@@ -1,4 +1,5 @@
-"""What a text on the console means: a SHOW of ours, what drivers send by themselves, or an error that helps.
+"""What a text on the console means: a SHOW or an order of ours, what drivers send by themselves, or an error that
+helps.
 
 It understands and runs nothing. Small talk is answered so that any driver can log in, pool its connection and give
 it back; it changes nothing here.
@@ -6,12 +7,16 @@ it back; it changes nothing here.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from cenote.proxy.admin import views
-from cenote.proxy.admin.tables import COMMANDS, TABLES, Row
+from cenote.proxy.admin.orders import ORDERS, Act
+from cenote.proxy.admin.refusal import Refusal
+from cenote.proxy.admin.table import Row
+from cenote.proxy.admin.tables import HELP, TABLES, help_for
 from cenote.proxy.admin.values import Column, Value
 from cenote.sql import lexer
 
@@ -51,6 +56,7 @@ _SHOWN = {
     "time zone": "UTC",
 }
 _TABLES = {table.name.lower(): table for table in TABLES}
+_ORDERS = {order.name.lower(): order for order in ORDERS}
 
 # One row of one column.
 _SELECTED: dict[str, tuple[Column, Value]] = {
@@ -119,21 +125,12 @@ _SQL = frozenset(
 )
 
 
-class Refusal(Exception):
-    """A text that is not answered: SQLSTATE and what to say; the list of commands is the hint."""
-
-    def __init__(self, sqlstate: str, text: str, hint: str = COMMANDS) -> None:
-        super().__init__(text)
-        self.sqlstate = sqlstate
-        self.text = text
-        self.hint = hint
-
-
 @dataclass(frozen=True, slots=True)
 class Command:
     """A statement that is understood.
 
     columns: of its result; empty: it has none
+    order: what it does to the daemon, as the log names it; `act` does it, and may give the rows
     turn: what it does to the transaction: begin, commit, rollback, back_to (a savepoint), or nothing
     forgets: the prepared statement that it deallocates; "*" all
     parameters: it is sent with parameters, which do not matter
@@ -142,6 +139,8 @@ class Command:
     tag: str
     columns: tuple[Column, ...] = ()
     rows: Callable[[], Iterable[Row]] = list
+    order: str = ""
+    act: Act | None = None
     turn: str = ""
     forgets: str = ""
     parameters: bool = False
@@ -161,6 +160,13 @@ def understand(text: str, daemon: Any) -> list[Command]:
 def _command(text: str, daemon: Any) -> Command:
     words = _words(text)
     verb, rest = words[0] if words else "", " ".join(words[1:])
+    order = _ORDERS.get(verb)
+    if order is not None:
+        arguments = _arguments(text)
+        act = order.act(arguments)
+        return Command(order.name, order.columns, order=f"{order.name} {arguments}".rstrip(), act=act)
+    if verb == "help":
+        return _help(words[1:], text, daemon)
     if verb == "show":
         return _show(rest, text, daemon)
     if verb == "select":
@@ -181,7 +187,16 @@ def _command(text: str, daemon: Any) -> Command:
         return Command(_TAGS[verb], turn=turn)
     if verb in _SQL:
         raise Refusal("0A000", "cenote: this is the console of the pooler, not a database: it runs no SQL")
-    raise _unknown(text)
+    raise _unknown(text, verb, rest)
+
+
+def _help(words: list[str], text: str, daemon: Any) -> Command:
+    if not words:
+        return Command("HELP", HELP.columns, lambda: HELP.read(daemon))
+    found = help_for(words)
+    if found is None:
+        raise _unknown(text, "help", " ".join(words))
+    return Command("HELP", HELP.columns, lambda: found)
 
 
 def _show(what: str, text: str, daemon: Any) -> Command:
@@ -194,7 +209,7 @@ def _show(what: str, text: str, daemon: Any) -> Command:
             "time zone", "TimeZone"
         )
         return Command("SHOW", (Column(name, "text"),), lambda: [(value,)])
-    raise _unknown(text)
+    raise _unknown(text, "show", what)
 
 
 def _select(what: str) -> Command | None:
@@ -211,9 +226,33 @@ def _select(what: str) -> Command | None:
     return None
 
 
-def _unknown(text: str) -> Refusal:
+def _unknown(text: str, verb: str, rest: str) -> Refusal:
     shown = text if len(text) <= 60 else f"{text[:60]}..."
-    return Refusal("42601", f'cenote: the console does not know "{shown}"')
+    near = _near(verb, rest)
+    question = f'; did you mean "{near}"?' if near else ""
+    return Refusal("42601", f'cenote: the console does not know "{shown}"{question}')
+
+
+def _near(verb: str, rest: str) -> str:
+    """The command that may have been meant; "" if none is like it."""
+    if verb == "show":
+        found = difflib.get_close_matches(rest, _TABLES, 1)
+        return f"SHOW {found[0].upper()}" if found else ""
+    if verb == "help":
+        found = difflib.get_close_matches(rest.removeprefix("show "), [*_ORDERS, *_TABLES], 1)
+        return f"HELP {found[0].upper()}" if found else ""
+    found = difflib.get_close_matches(verb, [*_ORDERS, "show", "help"], 1)
+    if found == ["show"]:
+        return _near("show", rest) or "SHOW"
+    if found:
+        return found[0].upper()
+    return f"SHOW {verb.upper()}" if verb in _TABLES and not rest else ""
+
+
+def _arguments(text: str) -> str:
+    """What follows the first word, as it was written, without comments."""
+    parts = [text[start:end] for kind, start, end in lexer.tokenize(text) if kind != lexer.COMMENT]
+    return "".join(parts).strip().partition(" ")[2].strip() if len(parts) > 1 else ""
 
 
 def _words(text: str) -> list[str]:

@@ -2,24 +2,33 @@
 
 Bytes in, bytes out: the simple and the extended query protocol, prepared statements and portals with row limits,
 text and binary results, transactions in name. What a text means is decided in `commands.py`. Everything a client
-can make it keep is bounded, and a long answer may be given in portions, so that nobody else waits for it. It
-refuses parameters, COPY and function calls.
+can make it keep is bounded, and a long answer may be given in portions, so that nobody else waits for it. An order
+that takes a while is awaited, and can be cancelled. It refuses parameters, COPY and function calls.
 
 Source: PostgreSQL documentation, "Message Flow".
 """
 
 from __future__ import annotations
 
+import asyncio
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from cenote.errors import ProtocolError
 from cenote.proxy.admin import values
-from cenote.proxy.admin.commands import PARAMETERS, Command, Refusal, understand
-from cenote.proxy.admin.tables import COMMANDS, Row
+from cenote.proxy.admin.commands import PARAMETERS, Command, understand
+from cenote.proxy.admin.orders import refusal_of
+from cenote.proxy.admin.refusal import Refusal
+from cenote.proxy.admin.table import Row
+from cenote.proxy.admin.tables import COMMANDS
+from cenote.proxy.log import get_log
+from cenote.proxy.operations import OperationError
+from cenote.proxy.reload import ReloadError
 from cenote.wire import messages
+
+log = get_log("cenote.proxy.console")
 
 _KINDS = b"QPBDECSHXFdcf"
 _IN_EXTENDED = b"PBDECH"
@@ -53,15 +62,18 @@ class Console:
     """One client of the console, after its log-in. On the event loop.
 
     closed: it has said that it ends
-    unfinished: there is more to answer: `receive(b"")` goes on
+    unfinished: there is more to answer: `receive(b"")` goes on, at once or when `awaited` is done
 
+    :param client: whose it is, so that the log can say who gave an order; None: nobody's (tests)
     :param portion: rows after which `receive` returns for a moment; None: all at once (10,000 rows take 0.1 s)
     """
 
-    def __init__(self, daemon: Any, portion: int | None = None) -> None:
+    def __init__(self, daemon: Any, portion: int | None = None, client: Any = None) -> None:
         self.daemon = daemon
         self._portion = portion
+        self._client = client
         self.closed = False
+        self.awaited: asyncio.Future[Iterable[Row] | None] | None = None
         self._part = b""
         self._status = b"I"
         self._skipping = False  # after an error in an extended batch, until its Sync
@@ -74,6 +86,14 @@ class Console:
     @property
     def unfinished(self) -> bool:
         return self._work is not None
+
+    def cancel(self) -> bool:
+        """Cancel the order that is awaited; whether there is one."""
+        return self.awaited is not None and self.awaited.cancel()
+
+    def notice(self, text: str) -> None:
+        """Say something beside the answer."""
+        self._out.append(messages.notice("NOTICE", "00000", text))
 
     def greeting(self) -> bytes:
         """What it says of itself at log-in: ParameterStatus messages."""
@@ -277,7 +297,7 @@ class Console:
         assert command is not None
         if portal.rows is None:
             portal.tag = self._turn(command)
-            portal.rows = iter(command.rows())
+            portal.rows = iter(command.rows() if command.act is None else (yield from self._carry_out(command)))
         sent = 0
         for row in portal.rows:
             self._out.append(values.row(command.columns, portal.formats, row))
@@ -290,7 +310,35 @@ class Console:
         tag = f"SELECT {sent}" if command.tag == "SELECT" else portal.tag
         self._out.append(messages.command_complete(tag))
 
+    def _carry_out(self, command: Command) -> Generator[None, None, Iterable[Row]]:
+        """Do what an order says; it stops for a moment as long as that takes. Returns its rows.
+
+        :raises Refusal: it was cancelled, or failed
+        """
+        assert command.act is not None
+        client = self._client
+        if client is not None:
+            log.info("operator", order=command.order, user=client.login.user, client=client.address)
+        try:
+            awaited = command.act(self)
+            if awaited is None:
+                return ()
+            self.awaited = awaited
+            while not awaited.done():
+                yield
+            if awaited.cancelled():
+                raise Refusal("57014", "canceling statement due to user request", "")
+            return awaited.result() or ()
+        except (OperationError, ReloadError) as error:
+            raise refusal_of(error) from None
+        finally:
+            self.awaited = None
+
     def _allowed(self, command: Command) -> None:
+        client = self._client
+        if client is not None and client.login.user not in self.daemon.config.admin_users:
+            text = f'permission denied: "{client.login.user}" is not in admin_users any more'
+            raise Refusal("42501", f"cenote: {text}", "")
         if self._status == b"E" and command.turn not in ("commit", "rollback", "back_to"):
             text = "current transaction is aborted, commands ignored until end of transaction block"
             raise Refusal("25P02", text, "")
@@ -314,7 +362,9 @@ class Console:
     def _say_error(self, refusal: Refusal) -> None:
         if self._status == b"T":
             self._status = b"E"
-        self._out.append(messages.error("ERROR", refusal.sqlstate, refusal.text, hint=refusal.hint))
+        hint = COMMANDS if refusal.hint is None else refusal.hint
+        error = messages.error("ERROR", refusal.sqlstate, refusal.text, detail=refusal.detail, hint=hint)
+        self._out.append(error)
 
     def _ready(self) -> None:
         self._out.append(messages.ready(self._status))
@@ -366,7 +416,7 @@ class _Reader:
 
 
 def _no_parameters() -> Refusal:
-    return Refusal("0A000", "cenote: the console takes no parameters: write the command out", COMMANDS)
+    return Refusal("0A000", "cenote: the console takes no parameters: write the command out")
 
 
 def _bounded(kept: dict[bytes, Any], name: bytes, what: str) -> None:

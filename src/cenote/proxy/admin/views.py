@@ -7,6 +7,7 @@ to take; what costs something for each client is done by whoever has the moment,
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -14,6 +15,7 @@ from time import monotonic
 from typing import Any
 
 from cenote.core.histogram import Histogram
+from cenote.core.machine import PAUSED
 from cenote.core.stats import Distribution, PoolStats, snapshot
 
 #: What a client can be doing.
@@ -38,6 +40,7 @@ class PoolFigures:
     database: str
     user: str
     mode: str
+    limit: int
     stats: PoolStats
     oldest_wait_s: float
     clients: int
@@ -104,6 +107,7 @@ def pool_figures(pool: Any, now: float) -> PoolFigures:
         database=pool.database,
         user=pool.user,
         mode=pool.mode,
+        limit=pool.machine.limit,
         stats=snapshot(pool.name, pool.machine, query_s.sum_s),
         oldest_wait_s=max(0.0, now - waiting.first.since) if waiting.size else 0.0,
         clients=pool.clients,
@@ -171,7 +175,7 @@ def waited_s(client: Any, now: float) -> float | None:
 def login_field(client: Any, name: str) -> str:
     """A field of how it logged in; "" while it has not."""
     login = getattr(client, "login", None)
-    return "" if login is None else str(getattr(login, name) or "")
+    return "" if login is None else str(getattr(login, name, "") or "")
 
 
 def tls_version(peer: Any) -> str:
@@ -183,6 +187,62 @@ def backend_pid(client: Any) -> int | None:
     """The process of the server connection it has."""
     server = client.server
     return None if server is None else int(server.backend_pid)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRow:
+    """A client, its place in its pool's line, and what that waits for."""
+
+    client: Any
+    place: int | None
+    why: str
+
+
+def client_rows(daemon: Any, now: float) -> Iterator[ClientRow]:
+    """Everybody who is connected. O(clients + servers of pools in which somebody waits)"""
+    places: dict[Any, int] = {}
+    reasons: dict[str, str] = {}
+    for pool in daemon.pools:
+        if pool.machine.waiting.size:
+            places.update((waiter, nth) for nth, waiter in enumerate(pool.machine.waiting, 1))
+            reasons[pool.name] = waits_for(pool, now)
+    for client in all_clients(daemon):
+        # It may be served before its row is taken.
+        waits = client.waiter is not None
+        place = places.get(client.waiter) if waits else None
+        yield ClientRow(client, place, reasons.get(client.pool.name, "") if waits and client.pool else "")
+
+
+def waits_for(pool: Any, now: float) -> str:
+    """Why nobody in this pool's line is served now: who has the connections, how long, and why."""
+    machine = pool.machine
+    if machine.mode == PAUSED:
+        return "the pool is paused (RESUME ends that)"
+    held = [server.client for server in pool.servers if server.client is not None]
+    pins = Counter(str(client.pin) for client in held if client.pin)
+    limit = machine.limit
+    words = [f"{machine.leased.size} of {limit} connections are leased"]
+    if limit < machine.max_size:
+        words[0] += f" (max_size is {machine.max_size}; the server's budget leaves {limit})"
+    if pins:
+        words.append(f"{sum(pins.values())} pinned ({_counts(pins)})")
+    oldest = machine.leased.first
+    if oldest is not None:
+        server = oldest.data
+        pid = getattr(server.client, "pid", 0) if server is not None else 0
+        words.append(f"the oldest lease is {now - oldest.since:.1f} s old" + (f" (client {pid})" if pid else ""))
+    for state in ("connecting", "checking", "resetting", "closing"):
+        size = getattr(machine, state).size
+        if size:
+            words.append(f"{size} {state}")
+    error = getattr(pool.works, "last_error", None)
+    if error is not None and not machine.leased.size:
+        words.append(f"the last attempt to connect failed: {error}")
+    return ", ".join(words)
+
+
+def _counts(counts: Counter[str]) -> str:
+    return " ".join(f"{word}={number}" for word, number in sorted(counts.items()))
 
 
 # -- servers ------------------------------------------------------------------------------------------------
@@ -232,3 +292,88 @@ def transaction_s(server: Any, now: float) -> float | None:
 def query_s(server: Any, now: float) -> float | None:
     """For how long the request under way has run; None: none is."""
     return now - float(server.asked_at) if server.asked_at and server.client is not None else None
+
+
+# -- limits -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LimitRow:
+    """The bound of one server; columns of SHOW LIMITS."""
+
+    server: str
+    server_max: int | None
+    reserved: int | None
+    percent: float | None
+    most: int
+    limit: int
+    used: int
+    idle: int
+    max_idle: int
+    others: int | None
+    waiting: int
+    lowered_s: float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShareRow:
+    """What one pool has of its server; columns of SHOW BUDGET."""
+
+    server: str
+    database: str
+    user: str
+    floor: int
+    demand: int
+    share: int
+    max_size: int
+    limit: int
+    size: int
+    leased: int
+    idle: int
+    waiting: int
+
+
+def limit_rows(daemon: Any, now: float) -> Iterator[LimitRow]:
+    """Every server's bound. O(pools)"""
+    for name, server in daemon.budgets.items():
+        budget, options = server.budget, server.options
+        lowered = budget.lowered_until - now
+        yield LimitRow(
+            server=name,
+            server_max=server.server_max,
+            reserved=server.reserved,
+            percent=None if options.max_connections is not None else options.max_connections_percent,
+            most=budget.most,
+            limit=budget.limit,
+            used=budget.used,
+            idle=budget.idle(),
+            max_idle=budget.max_idle,
+            others=server.others,
+            waiting=sum(machine.waiting.size for machine in budget.shares),
+            lowered_s=lowered if lowered > 0 else None,
+            reason=server.reason if lowered > 0 else "",
+        )
+
+
+def share_rows(daemon: Any, now: float) -> Iterator[ShareRow]:
+    """Every pool's share of its server. O(pools)"""
+    for name, server in daemon.budgets.items():
+        for machine, share in list(server.budget.shares.items()):
+            pool = server.pools.get(machine)
+            if pool is None:
+                continue  # it is no more, and its last connections are being closed
+            yield ShareRow(
+                server=name,
+                database=pool.database,
+                user=pool.user,
+                floor=share.floor,
+                demand=share.demand,
+                share=share.fair,
+                max_size=machine.max_size,
+                limit=machine.limit,
+                size=machine.size,
+                leased=machine.leased.size,
+                idle=machine.shelf.size(),
+                waiting=machine.waiting.size,
+            )

@@ -1,4 +1,4 @@
-"""A client proves that it knows its password: SCRAM-SHA-256, MD5, or the password itself.
+"""A client proves that it knows its password: SCRAM-SHA-256 (-PLUS over TLS), MD5, or the password itself.
 
 An unknown user goes through the same conversation as a known one and fails at its end with the same words, so
 that names cannot be found out. It refuses a password in clear text where somebody could read along.
@@ -9,7 +9,7 @@ Source: PostgreSQL 18, auth.c, auth-sasl.c and auth-scram.c.
 from __future__ import annotations
 
 import secrets
-from typing import Any
+from typing import Any, NamedTuple
 
 from cenote.proxy.auth import say
 from cenote.proxy.auth.keys import KeyCache
@@ -21,27 +21,58 @@ _MAX_PASSWORD_BYTES = 65_535
 _ANSWER = ord("p")
 
 
-async def prove(peer: Any, method: str, user: str, secret: str | None, keys: KeyCache, *, private: bool) -> None:
+class Proof(NamedTuple):
+    """What came of it where SCRAM, or a password given in clear text, was held against a verifier: together they
+    log in at a server that has the same verifier."""
+
+    verifier: Verifier
+    client_key: bytes
+
+
+async def prove(
+    peer: Any,
+    method: str,
+    user: str,
+    secret: str | None,
+    keys: KeyCache,
+    *,
+    private: bool,
+    binding: bytes | None = None,
+    strangers_by_scram: bool = False,
+) -> Proof | None:
     """Return when the client has proven that it is `user`.
 
     :param method: scram-sha-256, md5 (SCRAM where only a verifier is known) or password
-    :param secret: what is configured for the user; None: there is no such user, or it has none
+    :param secret: what is known of the user; None: there is no such user, or it has none
     :param private: nobody can read along: TLS or a Unix socket
+    :param binding: what binds SCRAM to the TLS connection (`TlsFilter.binding`); None: SCRAM-SHA-256-PLUS is not
+        offered
+    :param strangers_by_scram: with md5, a user who does not exist is asked by SCRAM, as those are who do
+    :return: None where there is no verifier.
     :raises Refusal: it has not.
     """
     if method == "password":
-        proven = await _by_password(peer, user, secret, keys, private=private)
-    elif method == "md5" and not (secret and _is_verifier(secret)):
-        proven = await _by_md5(peer, user, secret)
+        proven, proof = await _by_password(peer, user, secret, keys, private=private)
+    elif method == "md5" and not (strangers_by_scram if secret is None else is_verifier(secret)):
+        proven, proof = await _by_md5(peer, user, secret), None
     elif method in ("md5", "scram-sha-256"):
-        proven = await _by_scram(peer, await _verifier(user, secret, keys))
+        proof = await _by_scram(peer, await _verifier(user, secret, keys), binding)
+        proven = proof is not None
     else:
         raise ValueError(f"no such way to log in: {method}")
     if not proven:
-        raise Refusal("28P01", f'password authentication failed for user "{user}"')
+        raise wrong_password(user)
+    return proof
 
 
-async def _by_password(peer: Any, user: str, secret: str | None, keys: KeyCache, *, private: bool) -> bool:
+def wrong_password(user: str) -> Refusal:
+    """What every failed proof ends with."""
+    return Refusal("28P01", f'password authentication failed for user "{user}"')
+
+
+async def _by_password(
+    peer: Any, user: str, secret: str | None, keys: KeyCache, *, private: bool
+) -> tuple[bool, Proof | None]:
     if not private:
         raise Refusal(
             "28000",
@@ -51,9 +82,16 @@ async def _by_password(peer: Any, user: str, secret: str | None, keys: KeyCache,
     say(peer, messages.AUTHENTICATION_CLEARTEXT)
     given = _text(await _answer(peer, "password"))
     if secret is not None and md5.is_stored(secret):
-        return md5.verify(secret, b"", md5.response(md5.stored(user, given), b""))
+        return md5.verify(secret, b"", md5.response(md5.stored(user, given), b"")), None
     # Also for a password that is known in clear text: the answer takes equally long for users and strangers.
-    return await keys.fits(await _verifier(user, secret, keys), given)
+    verifier = await _verifier(user, secret, keys)
+    if not await keys.fits(verifier, given):
+        return False, None
+    if secret is None or not is_verifier(secret):
+        return True, None
+    # Now that it is known to be the right one, its keys may be kept.
+    found = await keys.keys(given.decode("utf-8", "surrogateescape"), verifier.salt, verifier.iterations)
+    return True, Proof(verifier, found.client)
 
 
 async def _by_md5(peer: Any, user: str, secret: str | None) -> bool:
@@ -64,31 +102,32 @@ async def _by_md5(peer: Any, user: str, secret: str | None) -> bool:
     return md5.verify(stored or "", salt, given)
 
 
-async def _by_scram(peer: Any, verifier: Verifier) -> bool:
-    say(peer, messages.authentication_sasl(mechanisms(None)))
+async def _by_scram(peer: Any, verifier: Verifier, binding: bytes | None) -> Proof | None:
+    say(peer, messages.authentication_sasl(mechanisms(binding)))
     mechanism, first = _initial(await _answer(peer, "SASL"))
-    exchange = ServerExchange(verifier, mechanism)
+    exchange = ServerExchange(verifier, mechanism, binding=binding)
     if first is None:
         say(peer, messages.authentication_sasl_continue(b""))
         first = await _answer(peer, "SASL")
     say(peer, messages.authentication_sasl_continue(exchange.first(first)))
     final = exchange.final(await _answer(peer, "SASL"))
-    if final is None:
-        return False
+    if final is None or exchange.client_key is None:
+        return None
     say(peer, messages.authentication_sasl_final(final))
-    return True
+    return Proof(verifier, exchange.client_key)
 
 
 async def _verifier(user: str, secret: str | None, keys: KeyCache) -> Verifier:
     """What checks this user's password; the mock's where there is nothing that could be checked."""
     if secret is None or md5.is_stored(secret):
         return keys.mock(user)
-    if _is_verifier(secret):
+    if is_verifier(secret):
         return Verifier.parse(secret)
     return await keys.verifier(user, secret)
 
 
-def _is_verifier(secret: str) -> bool:
+def is_verifier(secret: str) -> bool:
+    """Whether a secret has the form of a SCRAM verifier."""
     return secret.startswith("SCRAM-SHA-256$")
 
 
