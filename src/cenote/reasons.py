@@ -152,6 +152,21 @@ TEXT: dict[str, dict[str, str]] = {
     },
 }
 
+#: What to do about a pin, for whoever wonders why so many connections are needed.
+ADVICE: dict[str, str] = {
+    "temporary_objects": "drop temporary tables when done, or create them ON COMMIT DROP in a transaction",
+    "advisory_locks": "pg_advisory_xact_lock ends with the transaction; session locks last until unlocked",
+    "listen": "give listeners a pool of their own, and UNLISTEN when done",
+    "held_cursors": "close cursors WITH HOLD, or fetch within the transaction",
+    "prepared_by_sql": "use the driver's prepared statements (protocol level) instead of PREPARE by SQL",
+    "sequences": "INSERT ... RETURNING gives the value without currval; DISCARD SEQUENCES ends the pin",
+    "process_state": "LOAD by shared_preload_libraries or session_preload_libraries at the server",
+    "unknown": "SHOW LEDGER says which texts",
+    "statement_too_long": "send data as parameters, or by COPY",
+    "function_call": "call functions by SQL",
+    "client_encoding": "set client_encoding to UTF8",
+}
+
 # SQLSTATE (PostgreSQL, appendix A) to what it says of the destination. Classes are two characters.
 _STATES: dict[str, Failure] = {
     "57P01": Failure.CONNECTION,  # admin_shutdown: also what pg_terminate_backend sends to one session

@@ -184,7 +184,9 @@ def test_those_who_wait_for_us_do_not_count_and_are_not_ended() -> None:
             in_line.append(crowd.add(admission.turn()))
             await settle()
         assert (admission.present, admission.waiting) == (0, 5)
-        silent = [crowd.add() for _ in range(3)]
+        silent = [crowd.add() for _ in range(2)]
+        await asyncio.sleep(0.6)
+        crowd.add()
         assert [number for number, _, _ in crowd.ended] == [5]
         assert not silent[1].done()
         await asyncio.gather(*in_line)
@@ -210,11 +212,33 @@ def test_a_login_that_comes_back_from_a_wait_is_the_youngest() -> None:
         await settle()
         crowd.add()
         crowd.add()
+        await asyncio.sleep(0.6)
         assert crowd.ended == []
         back.set()
         await settle()
         assert [number for number, _, _ in crowd.ended] == [1]
         await crowd.leave()
+
+    run(body)
+
+
+def test_nobody_is_ended_who_has_just_come_and_nobody_is_accepted_meanwhile() -> None:
+    async def body() -> None:
+        admission = Admission(lambda: options(max_logins=2))
+        crowd = Crowd(admission)
+        assert admission.has_room()
+        crowd.add()
+        assert admission.has_room()
+        crowd.add()
+        assert not admission.has_room()
+        await asyncio.sleep(0.4)
+        assert not admission.has_room()
+        await asyncio.sleep(0.2)
+        assert admission.has_room()
+        crowd.add()
+        assert [number for number, _, _ in crowd.ended] == [0]
+        await crowd.leave()
+        assert admission.has_room()
 
     run(body)
 

@@ -103,6 +103,8 @@ class RunningProxy:
     `user`, `password` and `database` are what a test logs in with; `server` is what stands behind it.
     """
 
+    incidents = 0  # that the test has planted
+
     def __init__(self, config: Mapping[str, Any], server: Any) -> None:
         self.server = server
         self.config = config
@@ -264,6 +266,8 @@ class RunningProxy:
         wait_until(lambda: self.clients() == 0, what="no client is left")
         self.until("nothing is left", leased=0, waiting=0, resetting=0, checking=0, connecting=0, closing=0)
         self.no_problems()
+        incidents = self.call(lambda: sum(pool.incidents for pool in self.pools()))
+        assert incidents == self.incidents, "a session leaked"
 
     async def finish(self) -> None:
         """`clean` and `stop` for coroutines: a scripted server goes on meanwhile."""
@@ -323,6 +327,8 @@ def config_for(
         "sslmode": "disable",
         "min_size": 0,
         "max_size": 4,
+        # After each transaction the server is asked whether the session is what it is taken for.
+        "audit": "off" if isinstance(server, ScriptedServer) else "always",
         "acquire_timeout": 20.0,
     }
     return {

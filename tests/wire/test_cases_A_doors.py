@@ -12,14 +12,17 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import pytest
+from benchmarks.proxy.storm import Door, storm
 from proxy_kit import RunningProxy, until, wire, works
 
 from cenote.errors import ConfigError
 from cenote.proxy.config import config_of
 from cenote.testing.wire import Address, LoginRefused, RawClient, error, unchecked_context, value
 from cenote.wire import messages
+from cenote.wire.scram import Keys, Verifier
 
 SIGNATURE = bytes.fromhex("0d0a0d0a000d0a515549540a")
+SALT = bytes(range(16))
 CLIENT = "203.0.113.9:51034"
 V1 = b"PROXY TCP4 203.0.113.9 10.0.0.1 51034 6432\r\n"
 V2 = SIGNATURE + b"\x21\x11\0\x0c" + bytes([203, 0, 113, 9, 10, 0, 0, 1]) + struct.pack("!HH", 51034, 6432)
@@ -383,6 +386,17 @@ async def test_A25_a_crowd_waits_for_its_turns_and_nobody_is_lost(proxy_for, pg1
     for client in clients:
         await client.close()
     assert (admission.cut, admission.admitted, admission.waiting) == (0, 60, 0)
+
+
+@wire
+async def test_A25_of_a_crowd_larger_than_the_bound_everybody_gets_in(proxy_for, pg18):
+    """Those who have just come are not ended for others who have."""
+    keys = Keys.of_password(pg18.password, SALT)
+    users = {pg18.user: {"password": Verifier.of_keys(keys, SALT).format(), "server_password": pg18.password}}
+    proxy = proxy_for(pg18, listen={"login_rate": 2000.0, "max_logins": 30}, users=users)
+    took_s = await storm(Door(proxy.port, proxy.user, proxy.database, keys, None), 300)
+    assert took_s > 0.1
+    assert (proxy.daemon.admission.cut, proxy.daemon.login_failures) == (0, {})
 
 
 @wire

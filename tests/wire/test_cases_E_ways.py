@@ -74,7 +74,7 @@ async def test_E8_a_flood_of_cancels_takes_no_server_connection(proxy_for, pg18)
         for _ in range(20):
             await works(client)
         assert set(await flood) == {b""}
-        assert proxy.counts()["idle"] == 1
+        await proxy.reached(idle=1)
 
 
 @wire

@@ -46,7 +46,7 @@ async def test_F5_a_server_connection_that_ends_while_idle_is_noticed_at_once(pr
     proxy = proxy_for(pg18, max_size=1)
     async with await proxy.client() as client:
         pid = int(value(await client.query(PID)) or 0)
-        assert proxy.counts()["idle"] == 1
+        await proxy.reached(idle=1)
         await asyncio.to_thread(terminate, pg18.superuser_dsn, [pid])
         await proxy.reached("noticed without being asked", idle=0)
         assert int(value(await client.query(PID)) or 0) != pid

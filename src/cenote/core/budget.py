@@ -183,7 +183,7 @@ class Budget:
         self.limit = min(self.limit, most) if now < self.lowered_until else most
 
     def refused(self, now: float) -> None:
-        """The server has refused a dial, that still counts: for a while, ask for no more than there is beside it."""
+        """The server has refused a dial, which counts still: ask for no more than the rest, for a while."""
         self.limit = max(1, min(self.limit, self.used - 1))
         self.lowered_until = now + REFUSED_S
 

@@ -6,9 +6,9 @@ startup packet is read: cancel requests and probes never wait.
 
     present --turn--> in line --> present --aside--> waits for a server --> present --> logged in, refused or gone
 
-Those present are bounded by `max_logins`: one more, and the one that has been present longest is ended. Those in
-line, or waiting for a server, do not count: they wait for us. The line is bounded by `max_clients`. Whoever stays
-silent keeps nobody out: the silent are the oldest soon.
+Those present are bounded by `max_logins`: one more, and the one that has been present longest is ended; while even
+that one has just come, nobody is accepted. Those in line, or waiting for a server, do not count: they wait for us.
+The line is bounded by `max_clients`. Whoever stays silent keeps nobody out: the silent are the oldest soon.
 
 It knows nothing of what log-ins do, and reads its bounds anew each time, so that a reload holds at once.
 """
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cenote.proxy.config import Listen
 
 _BURST_S = 0.02  # turns that were not asked for in this time may be had at once
+_GRACE_S = 0.5  # nobody is cut before: a client far away, or one of a crowd, needs so long to say who it is
 _TICK_S = 0.002  # turns are given so often at most: uvloop's clock counts in ms, and would come back too early
 
 _Cut = Callable[[str, str], object]
@@ -63,6 +64,10 @@ class Admission:
 
     # -- presence ---------------------------------------------------------------------------------------------
 
+    def has_room(self) -> bool:
+        """Whether one more log-in may begin, if need be in the place of another."""
+        return len(self._present) < self._listen().max_logins or self._grown_old()
+
     def enter(self, task: asyncio.Task[Any], cut: _Cut) -> None:
         """A log-in begins in this task, and is under way until `leave`, or the task's end.
 
@@ -87,11 +92,17 @@ class Admission:
             if task is not None and known is not None and not task.cancelling():
                 self._join(task, known[1])
 
+    def _grown_old(self) -> bool:
+        """Whether the one present longest has had its time."""
+        since, _ = next(iter(self._present.values()))
+        return asyncio.get_running_loop().time() - since >= _GRACE_S
+
     def _join(self, task: asyncio.Task[Any], cut: _Cut) -> None:
         now = asyncio.get_running_loop().time()
         self._present[task] = now, cut
         limit = self._listen().max_logins
-        while len(self._present) > limit:
+        # Those who come back from the line may be more for a moment: as many as have their turn in that time.
+        while len(self._present) > limit and self._grown_old():
             oldest = next(iter(self._present))
             since, cut = self._present.pop(oldest)
             self.cut += 1

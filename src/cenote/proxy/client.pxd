@@ -6,7 +6,8 @@ from cenote.proxy.server cimport ServerConnection
 from cenote.sql.plain cimport plain
 
 cdef int _QUERY, _PARSE, _BIND, _DESCRIBE, _CLOSE, _EXECUTE, _SYNC, _FLUSH, _FUNCTION, _TERMINATE
-cdef int _COPY_DATA, _COPY_DONE, _COPY_FAIL, _STATEMENT, _IDLE, _PREPARED, _SEQUENCE
+cdef int _COPY_DATA, _COPY_DONE, _COPY_FAIL, _STATEMENT, _IDLE, _PREPARED, _SEQUENCE, _UNKNOWN, _LOAD
+cdef int _SETTINGS, _ROLE, _FAILED, _TYING, _TEMP
 cdef list _SHORTEST
 cdef long _TEXT_BYTES, _HOLD_BYTES, _HELD_BYTES, _LONGEST
 
@@ -17,6 +18,9 @@ cdef class ClientSession(Named):
     cdef public object daemon
     cdef public object copy_portals
     cdef public int clearing
+    cdef public object customs
+    cdef public bint builtin
+    cdef public bytes text
     cdef public bint skipping
     cdef public bytes held
     cdef public bytes part
@@ -65,11 +69,19 @@ cdef class ClientSession(Named):
                           Py_ssize_t end) except -1
     @cython.locals(server=ServerConnection)
     cdef _flush(self, bytes data, Py_ssize_t start, Py_ssize_t end)
+    @cython.locals(touches=int, at_rest=bint)
+    cdef bint _beware(self, ServerConnection server, Reading reading, bytes data, Py_ssize_t i,
+                      Py_ssize_t end) except -1
+    cdef _suspect(self, ServerConnection server, bytes fingerprint)
+    cdef _mind_base(self, int touches)
     @cython.locals(touches=int)
-    cdef _beware(self, ServerConnection server, Reading reading)
+    cdef _note(self, ServerConnection server, Reading reading, bytes data, Py_ssize_t i, Py_ssize_t end)
     cdef bint _may_prepare(self, ServerConnection server, bytes data, Py_ssize_t i) except -1
+    @cython.locals(replies=ReplyQueue)
     cdef _fresh_sequences(self, ServerConnection server, Reading reading)
-    cdef _beware_bound(self, ServerConnection server, Reading reading, bytes portal)
+    @cython.locals(touches=int)
+    cdef _beware_bound(self, ServerConnection server, Reading reading, bytes data, Py_ssize_t i, Py_ssize_t j,
+                       Py_ssize_t end)
     cdef _hold(self, bytes data)
     cpdef refuse(self, bytes error)
     cdef _decline(self, int kind)

@@ -15,9 +15,10 @@ from typing import Any
 
 from cenote.errors import ProtocolError
 from cenote.proxy.naming import Named
-from cenote.proxy.prepared import HARMLESS, Reading, may_copy, read
+from cenote.proxy.prepared import HARMLESS, Reading, bound, may_copy, read
 from cenote.proxy.replies import BIND, CLOSE, DESCRIBE, EXECUTE, NONE, PARSE, QUERY, SYNC, UNNAMED_PARSE, Entry
 from cenote.proxy.server import ServerConnection
+from cenote.proxy.state import HELD
 from cenote.reasons import Pinned
 from cenote.sql import touch
 from cenote.sql.plain import plain
@@ -46,7 +47,12 @@ def _shortest() -> list[int]:
 _SHORTEST = _shortest()
 _STATEMENT = 0x53  # S, in Describe and Close
 _IDLE = 0x49
-_PREPARED, _SEQUENCE = touch.PREPARED, touch.SEQUENCE
+_PREPARED, _SEQUENCE, _UNKNOWN, _LOAD = touch.PREPARED, touch.SEQUENCE, touch.UNKNOWN, touch.LOAD
+_SETTINGS, _ROLE = touch.SETTINGS, touch.ROLE
+_TEMP = touch.TEMP
+_TYING = HELD | _SEQUENCE | _LOAD
+_CHANGES = b"ud"  # how a plain text begins that runs triggers
+_FAILED = 0x45  # E, as a transaction status
 
 _PREPARED_BY_SQL, _STATEMENT_TOO_LONG, _FUNCTION_CALL = (
     str(Pinned.PREPARED_BY_SQL),
@@ -75,6 +81,8 @@ class ClientSession(Named):
     holding, held: its input waits, and what has come meanwhile
     skipping: refused inside an extended batch, so everything up to Sync is discarded, as a server would
     pin: why it keeps its server connection ("" if it does not)
+    customs: the custom settings it may have set; builtin: it may have set others since the server was asked
+    text: the text that touched something
     raw: its statements have its own names on its own connection: nothing is translated any more
     """
 
@@ -83,6 +91,9 @@ class ClientSession(Named):
         self.daemon = daemon
         self.copy_portals: set[bytes] | None = None
         self.clearing = 0
+        self.customs: set[bytes] | None = None
+        self.builtin = False
+        self.text = b""
         self.skipping = False
         self.held = b""
         self.part = b""
@@ -169,6 +180,8 @@ class ClientSession(Named):
                     return
                 if server is None:
                     self._decline(kind)
+                    if self.ending:
+                        return
                     i = start = end
                     continue
                 self.repeatable = self.repeatable and i == 0
@@ -291,22 +304,31 @@ class ClientSession(Named):
             return i
         reading = HARMLESS
         if end > len(data):
-            self.keep(server, _STATEMENT_TOO_LONG)
+            self.keep(server, _STATEMENT_TOO_LONG, _UNKNOWN)
         elif not plain(data, i + 5, end - 1):
             reading = read(data[i + 5 : end - 1])
-        if reading is not HARMLESS:
+            if reading.hidden:
+                self._suspect(server, reading.fingerprint)
+            self.touched |= reading.ends & self.ties
+        elif data[i + 5] | 0x20 in _CHANGES:
+            self._suspect(server, _change(data, i + 5, end))
+        if reading.matters:
             self.repeatable = False
             self._flush(data, start, i)
             start = i
-            self._beware(server, reading)
-            if self.touching & _PREPARED:
-                self.touching = 0
-                if not self._may_prepare(server, data, i):
-                    return i
+            self._fresh_sequences(server, reading)
+            if reading.touches & _TYING and not self.pin and self.pool.pins_none(reading.touches):
+                server.write(self.pool.refusing(reading.touches, data[i + 5 : end - 1]))
+                self.unnamed = None
+                server.unnamed = None
+                server.replies.expect(_OWED_QUERY)
+                return end
+            if reading.touches and not self._beware(server, reading, data, i, end):
+                return i
         self.unnamed = None
         server.unnamed = None
         server.replies.expect(_OWED_QUERY)
-        if self.clearing or self.touching:
+        if self.clearing or self.resets:
             # What it leaves behind is the base of what comes next.
             self._flush(data, start, end)
             self._hold(data[end:])
@@ -326,7 +348,7 @@ class ClientSession(Named):
         n = len(data)
         if end > n:
             self._flush(data, start, i)
-            self.keep(server, _STATEMENT_TOO_LONG)
+            self.keep(server, _STATEMENT_TOO_LONG, _UNKNOWN)
             other = server.names.get(data[i + 5 : data.find(b"\0", i + 5)])
             if other is not None:
                 server.close_statement(other, server.known[other])
@@ -349,15 +371,17 @@ class ClientSession(Named):
         reading = HARMLESS
         if not plain(data, j + 1, k):
             reading = read(data[j + 1 : k])
-            if reading is not HARMLESS:
+            if reading.matters:
                 self._flush(data, start, i)
                 start = i
                 self._fresh_sequences(server, reading)
-                if reading.touches & _PREPARED and not self._may_prepare(server, data, i):
+                if reading.touches & _PREPARED & ~reading.clears and not self._may_prepare(server, data, i):
                     return i
                 if self.raw:
                     server.replies.expect(_OWED_PARSE)
                     return i
+        elif p[j + 1] | 0x20 in _CHANGES:
+            self._suspect(server, _change(data, j + 1, k))
         if j == i + 5:
             before = self.unnamed
             self.unnamed = data[j + 1 : end]
@@ -399,11 +423,25 @@ class ClientSession(Named):
             statement = self.statements.get(name)
             if statement is not None:
                 reading = statement.reading
-        if reading is not HARMLESS:
+        if reading.hidden:
+            self._suspect(server, reading.fingerprint)
+        self.touched |= reading.ends & self.ties
+        if reading.matters:
             self.repeatable = False
             self._flush(data, start, i)
             start = i
-            self._beware_bound(server, reading, data[i + 5 : j])
+            if (
+                reading.touches & _TYING
+                and not self.pin
+                and server.status == _IDLE
+                and server.replies.kind == _OWED_NONE
+                and not server.replies.open
+                and self.pool.pins_none(reading.touches)
+            ):
+                self.write(self.pool.refused_pin(reading.touches, reading.fingerprint))
+                self.skipping = True
+                return end
+            self._beware_bound(server, reading, data, i, j, end)
         elif self.copy_portals is not None:
             self.copy_portals.discard(data[i + 5 : j])
         if self.raw:
@@ -464,7 +502,7 @@ class ClientSession(Named):
         if int.from_bytes(data[i + 5 : i + 9], "big") not in _LARGE_OBJECT_CALLS:
             self._flush(data, start, i)
             start = i
-            self.keep(server, _FUNCTION_CALL)
+            self.keep(server, _FUNCTION_CALL, _UNKNOWN)
         self.repeatable = False
         server.replies.expect(_OWED_QUERY)
         return start
@@ -494,6 +532,9 @@ class ClientSession(Named):
                 self.skipping = False
                 server.skipping = False
                 replies.expect(_OWED_SYNC)
+                if self.clearing or self.resets:
+                    self._flush(data, start, end)
+                    self._hold(data[end:])
         elif kind == _EXECUTE:
             replies.expect(_OWED_EXECUTE)
         elif kind == _DESCRIBE:
@@ -542,49 +583,107 @@ class ClientSession(Named):
 
     # -- session state ----------------------------------------------------------------------------------------
 
-    def _beware(self, server: ServerConnection, reading: Reading) -> None:
-        """A text that is more than harmless is about to run."""
-        self._fresh_sequences(server, reading)
+    def _beware(self, server: ServerConnection, reading: Reading, data: bytes, i: int, end: int) -> bool:
+        """A text that may touch something is about to run. Whether it may go on now."""
         touches = reading.touches
-        if not touches:
-            return
-        # PREPARE needs the names to be the client's before it runs; the rest waits for the answer, since a text
-        # that the server cannot even parse touches nothing.
         at_rest = server.replies.kind == _OWED_NONE and not server.replies.open
         if (
             touches & ~reading.clears == 0
             and at_rest
-            and not self.pin
+            and not self.raw
             and (server.status == _IDLE or touches == _PREPARED)
         ):
             self.clearing = touches  # DEALLOCATE ALL is not undone by a roll-back
-        elif touches & _PREPARED or at_rest:
-            self.touching = touches
-        else:
-            self.keep(server, self.pool.pin_reason(touches))
+            self._mind_base(touches)
+            return True
+        if touches & _PREPARED and not self._may_prepare(server, data, i):
+            return False
+        self._note(server, reading, data, i, end)
+        return True
+
+    def _suspect(self, server: ServerConnection, fingerprint: bytes) -> None:
+        """What is about to run does more than it shows: if it is new, or known to touch something, the server will
+        be asked."""
+        server.hid = True
+        if self.settings is not None and self.settings.temporary:
+            self.touched |= _TEMP
+        if self.pool.audits and self.pool.suspect(server, fingerprint) and not self.raw:
+            self.touched |= _UNKNOWN
+            self.builtin = True
+            self.customs = (self.customs or set()) | self.pool.customs
+
+    def _mind_base(self, touches: int) -> None:
+        """Settings may go back to the server's base state: this client's own has to be put back."""
+        if touches & _SETTINGS and (self.startup is not None or self.pool.base_items):
+            self.resets = True
+
+    def _note(self, server: ServerConnection, reading: Reading, data: bytes, i: int, end: int) -> None:
+        """What is about to run may touch this: the server will be asked what came of it."""
+        touches = reading.touches
+        self.touched |= touches
+        self.text = data[i + 5 : min(end, i + 1024)]
+        if touches & (_SETTINGS | _UNKNOWN):
+            self.builtin = self.builtin or reading.builtin
+            if reading.customs:
+                self.customs = (self.customs or set()).union(reading.customs)
+            untold = reading.untold
+            if reading.names_at:
+                # In a Query there are no parameters, and it fails.
+                names = bound(data[i + 5 : end], reading.names_at) if data[i] == _BIND else []
+                untold = untold or names is None
+                self.customs = (self.customs or set()).union(name for name in names or () if b"." in name)
+            if untold:
+                self.keep(server, self.pool.pin_reason(_UNKNOWN), _UNKNOWN)
+        if reading.resets:
+            self._mind_base(_SETTINGS)
+        if touches & _LOAD:
+            self.keep(server, self.pool.pin_reason(_LOAD), _LOAD)
+        if touches & _SEQUENCE:
+            self.keep(server, self.pool.pin_reason(_SEQUENCE), _SEQUENCE)
 
     def _fresh_sequences(self, server: ServerConnection, reading: Reading) -> None:
         """What reads `currval` or `lastval` shall fail rather than hear of another client's sequences."""
-        if not reading.reads & _SEQUENCE or self.raw:
+        if not reading.reads & _SEQUENCE or not server.sequenced:
             return
-        if server.status == _IDLE and server.replies.kind == _OWED_NONE and not server.replies.open:
+        replies = server.replies
+        if server.status != _FAILED and (replies.ends() or not replies.open):
+            server.sequenced = False
             server.inject(b"DISCARD SEQUENCES", None)
 
-    def _beware_bound(self, server: ServerConnection, reading: Reading, portal: bytes) -> None:
-        """A statement that is more than harmless is about to be bound."""
+    def _beware_bound(
+        self, server: ServerConnection, reading: Reading, data: bytes, i: int, j: int, end: int
+    ) -> None:
+        """A statement that is more than harmless is about to be bound, to the portal whose name ends at `j`."""
         self._fresh_sequences(server, reading)
-        if reading.touches:
-            self.keep(server, self.pool.pin_reason(reading.touches))
+        touches = reading.touches
+        if (
+            touches
+            and touches & ~reading.clears == 0
+            and not self.raw
+            and server.status == _IDLE
+            and (server.replies.kind == _OWED_NONE or server.replies.pending() == 1)
+        ):
+            self.clearing = touches
+            self._mind_base(touches)
+        elif touches:
+            self._note(server, reading, data, i, end)
         if reading.copies:
             if self.copy_portals is None:
                 self.copy_portals = set()
-            self.copy_portals.add(portal)
+            self.copy_portals.add(data[i + 5 : j])
 
-    def keep(self, server: ServerConnection, reason: str) -> None:
-        """Keep this server connection until the client ends."""
+    def keep(self, server: ServerConnection, reason: str, flags: int) -> None:
+        """Keep this server connection while it has this kind of state."""
+        self.ties |= flags
         if not self.pin:
             self.pin = reason
             self.pool.pinned_by(self, reason)
+
+    def unpin(self) -> None:
+        """Nothing ties it to its connection any more."""
+        self.ties = 0
+        self.pin = ""
+        self.pool.pinned -= 1
 
     def own_names(self, server: ServerConnection) -> None:
         """From now on the names on its server connection are the client's own, and nothing is translated."""
@@ -596,7 +695,7 @@ class ClientSession(Named):
     def _may_prepare(self, server: ServerConnection, data: bytes, i: int) -> bool:
         """PREPARE, EXECUTE or DEALLOCATE by SQL, which goes by the server's names. Whether the message may go on
         now; if not, it is held until it is known what came of those before."""
-        self.keep(server, _PREPARED_BY_SQL)
+        self.keep(server, _PREPARED_BY_SQL, _PREPARED)
         if self.raw:
             return True
         if server.replies.kind != _OWED_NONE:
@@ -638,19 +737,24 @@ class ClientSession(Named):
     def refuse(self, error: bytes) -> None:
         """There is no server connection for the message held."""
         self.waiter = None
-        if error.startswith(b"E") and b"SFATAL\0" in error:
-            self.ending = True
-            self.write(error)
-            self.close()
+        if b"SFATAL\0" in error:
+            self._sent_away(error)
             return
         self.declined = error
         self.go_on()
+
+    def _sent_away(self, error: bytes) -> None:
+        self.ending = True
+        self.write(error)
+        self.close()
 
     def _decline(self, kind: int) -> None:
         """Answer a message with the error there is instead of a server connection."""
         error = self.declined or b""
         self.declined = None
-        if kind in (_QUERY, _FUNCTION):
+        if b"SFATAL\0" in error:
+            self._sent_away(error)
+        elif kind in (_QUERY, _FUNCTION):
             self.write(error + messages.READY_IDLE)
         else:
             self.skipping = True
@@ -671,12 +775,12 @@ class ClientSession(Named):
             self.clearing = 0
             self.pool.cleared(self, server, clearing)
             return
-        if self.touching:
-            touches = self.touching
-            self.touching = 0
-            if not server.unparsed:
-                self.keep(server, self.pool.pin_reason(touches))
-            self.go_on_after(server)
+        if self.resets:
+            self.resets = False
+            if server.status == _FAILED:
+                self.go_on_after(server)
+            else:
+                self.pool.put_back(self, server, True)
             return
         if self.copy_asked:
             self.copy_asked = False
@@ -687,7 +791,8 @@ class ClientSession(Named):
     def go_on_after(self, server: ServerConnection) -> None:
         """What cleared session state was answered: the connection comes back before anything else is sent."""
         self._maybe_release(server)
-        self.go_on()
+        if not self.asking:
+            self.go_on()
 
     def in_order(self) -> None:
         """A batch was answered to its end: what was held may depend on it."""
@@ -703,7 +808,10 @@ class ClientSession(Named):
     def _maybe_release(self, server: ServerConnection) -> None:
         if server.status == _IDLE and server.replies.kind == _OWED_NONE and self.left == 0:
             if server.batch is None and not server.replies.open:
-                self.pool.settled(self, server)
+                if self.touched and not self.raw:
+                    self.pool.learn(self, server)
+                else:
+                    self.pool.settled(self, server)
         elif server.status != _IDLE:
             self.pool.in_transaction(self, server)
 
@@ -781,6 +889,11 @@ class ClientSession(Named):
             self.fail("08P01", "invalid message length")
         else:
             self.fail("08P01", f"invalid frontend message type {kind}")
+
+
+def _change(data: bytes, at: int, end: int) -> bytes:
+    """The first words of UPDATE or DELETE: triggers are those of a table."""
+    return b" ".join(data[at : min(end, at + 80)].lower().split(None, 3)[:3])
 
 
 def _two_names(data: bytes, at: int) -> bool:

@@ -84,6 +84,21 @@ class _OwnPoolOptions(Model):
     max_prepared: int | None = Field(
         default=None, ge=1, le=100_000, description="prepared statements kept on one server connection"
     )
+    max_pinned: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000,
+        description="clients that may keep a server connection at once; none: max_size - 1, at least 1",
+    )
+    unsafe: Literal["pin", "refuse"] | None = Field(
+        default=None,
+        description="what becomes of a statement that ties its client to a server connection",
+    )
+    audit: Literal["first", "always", "off"] | None = Field(
+        default=None,
+        description="ask the server whether a session is what it is taken for: after texts that are new and do"
+        " more than they show, always, or never",
+    )
     application_name_add_host: bool | None = Field(
         default=None,
         description="add the client's address to its application_name; the server connections are then set anew"
@@ -108,6 +123,9 @@ _OWN_DEFAULTS: dict[str, Any] = {
     "wait_notice": 5.0,
     "cleanup_timeout": 5.0,
     "max_prepared": 200,
+    "max_pinned": None,
+    "unsafe": "pin",
+    "audit": "first",
     "application_name_add_host": False,
     "query_timeout": None,
     "idle_transaction_timeout": None,
@@ -292,6 +310,9 @@ class ProxyPoolOptions:
     wait_notice: float
     cleanup_timeout: float
     max_prepared: int
+    max_pinned: int | None
+    unsafe: str
+    audit: str
     application_name_add_host: bool
     query_timeout: float | None
     idle_transaction_timeout: float | None

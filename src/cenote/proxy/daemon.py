@@ -123,14 +123,16 @@ class Daemon:
         try:
             for host in filter(None, (host.strip() for host in listen.host.split(","))):
                 for sock in tcp_sockets(host, self.port or listen.port):
-                    self._listeners.append(Listener(sock, self._accepted, self._turned_away))
+                    self._listeners.append(Listener(sock, self._accepted, self._turned_away, self.admission))
                     numeric, self.port = sock.getsockname()[:2]
                     self.addresses.append(
                         f"[{numeric}]:{self.port}" if ":" in numeric else f"{numeric}:{self.port}"
                     )
             if listen.unix_dir is not None:
                 path = Path(listen.unix_dir) / f".s.PGSQL.{self.port or listen.port}"
-                self._listeners.append(Listener(unix_socket(path), self._accepted, self._turned_away))
+                self._listeners.append(
+                    Listener(unix_socket(path), self._accepted, self._turned_away, self.admission)
+                )
                 self.addresses.append(str(path))
             if self.config.metrics_port is not None:
                 self._stop_metrics = start_metrics_server(self, self.config.metrics_host, self.config.metrics_port)
@@ -385,7 +387,7 @@ class Daemon:
             name = with_address(who.parameters.get(APPLICATION_NAME, b""), client.address)
             settings = pool.settings_of(settings_key({**who.parameters, APPLICATION_NAME: name}))
             told += messages.parameter_status(APPLICATION_NAME, name)  # the last one holds
-        client.settings = settings
+        client.settings = client.startup = settings
         client.pool = pool
         self._enter(client)
         pool.clients += 1

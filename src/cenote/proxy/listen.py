@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cenote.proxy.admission import Admission
 from cenote.proxy.log import get_log
 from cenote.wire import messages
 
@@ -22,6 +23,7 @@ log = get_log("cenote.proxy")
 
 _AT_ONCE = 8  # accepted in one turn of the loop: more would hold up those who are in
 _PAUSE_S = 0.5  # how long nothing is accepted when there are no descriptors left
+_MOMENT_S = 0.01  # and when there is no room for one more log-in
 _READ_BYTES = 65_536
 _FULL = messages.error(
     "FATAL",
@@ -82,12 +84,18 @@ class Listener:
 
     :param arrived: called with each connection
     :param turned_away: called for each client that there was no descriptor for
+    :param admission: says whether there is room for one more log-in
     """
 
     def __init__(
-        self, sock: socket.socket, arrived: Callable[[socket.socket], None], turned_away: Callable[[], None]
+        self,
+        sock: socket.socket,
+        arrived: Callable[[socket.socket], None],
+        turned_away: Callable[[], None],
+        admission: Admission,
     ) -> None:
         self.sock = sock
+        self.admission = admission
         self.arrived = arrived
         self.turned_away = turned_away
         self._reserve = _open_reserve()
@@ -115,6 +123,9 @@ class Listener:
 
     def _ready(self) -> None:
         for _ in range(_AT_ONCE):
+            if not self.admission.has_room():
+                self._rest(_MOMENT_S)
+                return
             try:
                 sock, _ = self.sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -125,10 +136,14 @@ class Listener:
                 log.error("no_descriptors", error=os.strerror(error.errno or 0), pause_s=_PAUSE_S)
                 if error.errno in (errno.EMFILE, errno.ENFILE):
                     self._turn_away()
-                self._loop.remove_reader(self.sock)
-                self._pause = self._loop.call_later(_PAUSE_S, self._again)
+                self._rest(_PAUSE_S)
                 return
             self.arrived(sock)
+
+    def _rest(self, seconds: float) -> None:
+        """Accept nothing meanwhile: clients wait in the kernel's line."""
+        self._loop.remove_reader(self.sock)
+        self._pause = self._loop.call_later(seconds, self._again)
 
     def _turn_away(self) -> None:
         """Send those who wait now away, each with the one descriptor that is kept for it."""

@@ -36,6 +36,7 @@ EVENTS: dict[str, str] = {
     "server_full": "a server had no connection to give; for a minute it is asked for no more than it gives now",
     "server_crowded": "what is ours and what others have there is more than the server has: lower the percentage,"
     " or have the others go through here too",
+    "state_leaked": "a session was not what it was taken for: what differs, and what had run; it was closed",
     "pinned": "a client keeps its server connection past the transaction, and why",
     "server_protocol_error": "a server sent what the protocol does not allow; that connection is closed",
     "cancel_failed": "a cancel request did not reach the server",

@@ -24,6 +24,20 @@ cdef class ProxyPool(Lender):
     cdef public dict settings
     cdef public dict welcome
     cdef public dict base
+    cdef public dict base_items
+    cdef public object stained
+    cdef public bint audits
+    cdef public bint audits_all
+    cdef public dict audited
+    cdef public object customs
+    cdef public bint customs_due
+    cdef public long max_pinned
+    cdef public bint refuses_pins
+    cdef public dict ledger
+    cdef public long unlisted
+    cdef public long incidents
+    cdef public long audits_done
+    cdef public long conversions
     cdef public long long transactions
     cdef public long long queries
     cdef public long long errors
@@ -45,5 +59,6 @@ cdef class ProxyPool(Lender):
     cpdef in_transaction(self, Borrower client, lent)
     @cython.locals(machine=Machine, effects=list, client=Borrower, server=ServerConnection, slot=Slot)
     cpdef perform(self)
+    cdef _account(self, ServerConnection server, double now)
     cdef _part(self, Borrower client, ServerConnection server)
     cpdef bint convert(self, Borrower client, ServerConnection server) except -1

@@ -12,11 +12,13 @@ from typing import Any
 from cenote.core.histogram import Histogram
 from cenote.core.machine import GRANT, REFUSE, SERVE, WAKE, Machine
 from cenote.core.slot import Slot
-from cenote.proxy.prepared import Statement, meaning
+from cenote.errors import ProtocolError
+from cenote.proxy.prepared import Statement, fingerprint_of, meaning
 from cenote.proxy.roles import Borrower, Lender
 from cenote.proxy.server import ServerConnection
-from cenote.proxy.settings import Settings, conversion
-from cenote.reasons import Pinned, fatal_failure
+from cenote.proxy.settings import Settings, conversion, put_back
+from cenote.proxy.state import HELD, Told, answer, patient, question
+from cenote.reasons import ADVICE, TEXT, Pinned, fatal_failure
 from cenote.sql import touch
 from cenote.wire import messages
 
@@ -34,6 +36,10 @@ _PIN_WORDS = {
     touch.LOAD: str(Pinned.PROCESS_STATE),
     touch.UNKNOWN: str(Pinned.UNKNOWN),
 }
+# State that nothing but closing undoes, or that nobody knows.
+_FOR_EVER = touch.LOAD | touch.UNKNOWN
+_MAX_LEDGER = 1_000
+_AUDIT_EVERY = 1_000  # after the first time
 _MAX_STATEMENTS = 16_384
 _MAX_SETTINGS = 4_096
 
@@ -41,6 +47,12 @@ _MAX_SETTINGS = 4_096
 class ProxyPool(Lender):
     """One pool of the proxy. On the event loop.
 
+    base_items: what init_query has set
+    stained: stands for the base state on connections on which custom settings were set, which PostgreSQL never
+        forgets: they read as an empty string from then on
+    ledger: how often which kind of text pinned, set or was refused; unlisted: what there was no more room for
+    audited: fingerprints of texts that do more than they show, and whether they are known to touch session state
+    customs: names of custom settings that somebody may set
     tick: counts the uses of prepared statements, so that the oldest can be told
     welcome: what a client with these settings is told of the server's parameters, as messages
     """
@@ -76,6 +88,19 @@ class ProxyPool(Lender):
         self.settings: dict[Any, Settings] = {}
         self.welcome: dict[Any, bytes] = {}
         self.base: dict[bytes, bytes] = {}
+        self.base_items: dict[bytes, bytes] = {}
+        self.stained = Settings((), None)
+        self.audits = options.audit != "off"
+        self.audits_all = options.audit == "always"
+        self.audited: dict[bytes, bool] = {}
+        self.max_pinned = options.max_pinned or max(1, options.max_size - 1)
+        self.refuses_pins = options.unsafe == "refuse"
+        self.ledger: dict[tuple[str, bytes], int] = {}
+        self.unlisted = 0
+        self.customs: set[bytes] = set()
+        self.customs_due = True
+        self.incidents = 0
+        self.audits_done = 0
 
         self.transactions = 0
         self.queries = 0
@@ -86,6 +111,7 @@ class ProxyPool(Lender):
         self.replays = 0
         self.pins: dict[str, int] = {}
         self.pinned = 0
+        self.conversions = 0
         self.transaction_s = Histogram()
         self.query_s = Histogram()
 
@@ -126,6 +152,8 @@ class ProxyPool(Lender):
         server.answered = False
         server.failed = False
         server.unparsed = False
+        if self.audits_all:
+            server.audit = True
         if client.stalled:
             server.mute()
 
@@ -134,15 +162,13 @@ class ProxyPool(Lender):
         server = lent  # the base cannot say what it is
         now = monotonic()
         if server.asked_at:
-            self.queries += 1
-            self.query_s.observe(now - server.asked_at)
-            self.errors += server.failed
-            self.transactions += 1
-            self.transaction_s.observe(now - server.began_at)
-            server.asked_at = 0.0
+            self._account(server, now)
         if client.pin:
             return
         self._part(client, server)
+        if server.hid:
+            server.sequenced = True
+            server.hid = False
         client.since = now
         if server.cancels:
             self.machine.release_touched(server.slot, now)
@@ -150,10 +176,21 @@ class ProxyPool(Lender):
             self.machine.release_broken(server.slot, now, "server_closed", self.failure(server))
         elif server.doubtful:
             self.machine.release_broken(server.slot, now, "cancel_failed", "private")
+        elif server.audit:
+            self.machine.release_touched(server.slot, now)
         else:
             self.machine.release(server.slot, now)
         if self.machine.effects:
             self.perform()
+
+    def _account(self, server: ServerConnection, now: float) -> None:
+        """A request and its transaction have ended."""
+        self.queries += 1
+        self.query_s.observe(now - server.asked_at)
+        self.errors += server.failed
+        self.transactions += 1
+        self.transaction_s.observe(now - server.began_at)
+        server.asked_at = 0.0
 
     def in_transaction(self, client: Borrower, lent: ServerConnection) -> None:
         """A request was answered, and a transaction is open."""
@@ -207,19 +244,22 @@ class ProxyPool(Lender):
         """Make the connection carry the client's settings; whether that takes a while (its input is held)."""
         if server.settings is client.settings:
             if not client.raw and (self.session_mode or (client.settings is not None and client.settings.opaque)):
-                client.keep(server, str(Pinned.SESSION_MODE if self.session_mode else Pinned.CLIENT_ENCODING))
+                reason = str(Pinned.SESSION_MODE if self.session_mode else Pinned.CLIENT_ENCODING)
+                client.keep(server, reason, touch.UNKNOWN)
                 client.own_names(server)
             return False
+        sql = conversion(server.settings, client.settings, self.base_items)
+        if not sql:
+            return False
         client.holding = True
-        sql = conversion(server.settings, client.settings)
+        self.conversions += 1
         server.inject(sql, Conversion(self, client, server, client.settings).done)
         return True
 
     def converted(self, client: Borrower, server: ServerConnection, settings: Any, error: Any) -> None:
         """The server has answered to a conversion."""
         if error is None:
-            server.settings = settings
-            server.slot.settings = settings
+            self.carry(server, settings)
         if server.client is not client:
             return
         if error is not None:
@@ -232,13 +272,94 @@ class ProxyPool(Lender):
 
     def cleared(self, client: Borrower, server: ServerConnection, kinds: int) -> None:
         """A text that only clears session state was answered."""
+        untold, client.resets = client.resets, False
         if not server.failed:
-            if kinds & touch.SETTINGS:
-                server.settings = None
-                server.slot.settings = None
             if kinds & touch.PREPARED:
                 server.forget_all()
                 client.forget_statements()
+            client.ties &= ~(kinds & touch.SEQUENCE)
+            client.touched |= kinds & client.ties
+            if client.pin and not client.ties:
+                client.unpin()
+            if kinds & touch.SETTINGS:
+                roles = () if kinds & touch.ROLE or client.settings is None else client.settings.roles()
+                items = dict(client.startup.items) if client.startup is not None else {}
+                items.update(roles)
+                client.settings = self.settings_of(tuple(sorted(items.items())))
+                self.carry(server, client.settings)
+                if self.put_back(client, server, untold):
+                    return
+        if untold:
+            client.write(messages.ready(bytes((server.status,))))
+        client.go_on_after(server)
+
+    def carry(self, server: ServerConnection, settings: Settings | None) -> None:
+        """What this connection carries from now on."""
+        if settings is not None:
+            server.stain |= settings.customs
+        elif server.stain:
+            settings = self.stained
+        server.settings = settings
+        server.slot.settings = settings
+
+    def put_back(self, client: Borrower, server: ServerConnection, untold: bool) -> bool:
+        """A RESET has led to the server's base state, and the client's is another: give it that. Whether there is
+        something to wait for.
+
+        :param untold: the client waits for its ReadyForQuery
+        """
+        items = {**self.base_items, **dict(client.startup.items if client.startup is not None else ())}
+        if not items:
+            return False
+        client.holding = True
+        client.asking = True
+        learning = Learning(self, client, server)
+        learning.untold = untold
+        server.inject(put_back(items.items()), learning.put_back, None, True)
+        return True
+
+    def suspect(self, server: ServerConnection, fingerprint: bytes) -> bool:
+        """A text that does more than it shows is about to run: whether it is known to touch session state."""
+        known = self.audited.get(fingerprint)
+        if known is None:
+            if len(self.audited) >= _MAX_STATEMENTS:
+                self.audited.clear()
+            self.audited[fingerprint] = False
+            server.audit = True
+            server.suspects.append(fingerprint)
+        elif self.transactions % _AUDIT_EVERY == 0:
+            server.audit = True
+            server.suspects.append(fingerprint)
+        return known is True
+
+    def learn(self, client: Any, server: ServerConnection) -> None:
+        """A transaction has ended in which something may have been touched: ask the server what came of it."""
+        if server.asked_at:
+            self._account(server, monotonic())
+        client.holding = True
+        client.asking = True
+        learning = Learning(self, client, server)
+        learning.ask()
+        if learning.customs:
+            self.customs |= learning.customs
+
+    def learned(self, client: Any, server: ServerConnection, told: Told, customs: set[bytes]) -> None:
+        """The server has said what there is."""
+        if told.settings is not None or told.roles is not None or customs:
+            self.note("settings", client.text)
+            before = client.settings.items if client.settings is not None else ()
+            client.settings = self.settings_of(told.items(before, self.base_items, customs))
+            server.stain |= customs & told.customs.keys()
+            self.carry(server, client.settings)
+        held = client.ties & ~(told.asked & HELD) | told.held
+        if held and not client.pin:
+            client.keep(server, self.pin_reason(held), held)
+        client.ties = held
+        if client.pin and not held:
+            client.unpin()
+        elif held:
+            client.pin = self.pin_reason(held) if not held & touch.UNKNOWN else client.pin
+        self.convert(client, server)  # an encoding that cannot be read pins
         client.go_on_after(server)
 
     def unneeded(self, client: Borrower, server: ServerConnection) -> None:
@@ -282,12 +403,54 @@ class ProxyPool(Lender):
                 return _PIN_WORDS[flag]
         return str(Pinned.UNKNOWN)
 
-    def pinned_by(self, client: Borrower, reason: str) -> None:
+    def pinned_by(self, client: Any, reason: str) -> None:
         """A client keeps its connection from now on."""
         self.pins[reason] = self.pins.get(reason, 0) + 1
         self.pinned += 1
         if reason != Pinned.SESSION_MODE:
+            self.note(f"pinned: {reason}", client.text)
             self.works.log_pin(client, reason)
+
+    def pins_none(self, touches: int) -> bool:
+        """Whether one more client may not keep its connection."""
+        return bool(self.refuses_pins or self.pinned >= self.max_pinned)
+
+    def refused_pin(self, touches: int, text: bytes) -> bytes:
+        """The error that says so."""
+        reason = self.pin_reason(touches)
+        self.note(f"refused: {reason}", text)
+        return messages.error("ERROR", "53300", self._no_pin(reason), hint=ADVICE.get(reason, ""))
+
+    def refusing(self, touches: int, text: bytes) -> bytes:
+        """A query that fails with that error, in place of one that would pin: in a transaction it fails, too."""
+        reason = self.pin_reason(touches)
+        self.note(f"refused: {reason}", text)
+        quoted = [
+            part.replace("'", "''").replace("$", "") for part in (self._no_pin(reason), ADVICE.get(reason, ""))
+        ]
+        return messages.query(
+            "DO $cenote$BEGIN RAISE EXCEPTION USING ERRCODE = '53300', "
+            f"MESSAGE = '{quoted[0]}', HINT = '{quoted[1]}';END$cenote$"
+        )
+
+    def _no_pin(self, reason: str) -> str:
+        why = TEXT["pinned"][reason]
+        if self.refuses_pins:
+            return (
+                f'cenote: pool "{self.name}" refuses what ties a client to a connection (unsafe = refuse): {why}'
+            )
+        return (
+            f'cenote: pool "{self.name}": {self.pinned} clients keep a connection of their own already, and'
+            f" max_pinned is {self.max_pinned}: {why}"
+        )
+
+    def note(self, what: str, text: bytes) -> None:
+        """Write into the ledger that this kind of text has had this consequence. O(text)"""
+        key = (what, fingerprint_of(text.partition(b"\0")[0]))
+        if key in self.ledger or len(self.ledger) < _MAX_LEDGER:
+            self.ledger[key] = self.ledger.get(key, 0) + 1
+        else:
+            self.unlisted += 1
 
     def plan_changed(self, statement: Statement) -> None:
         """The rows of this statement have changed: who prepares it from now on gets a new one."""
@@ -326,8 +489,11 @@ class ProxyPool(Lender):
                 pass  # its own end is being told
             elif client.left and not client.dropping:
                 self.machine.release_broken(slot, now, "unfinished", "private")
-            elif (client.pin and not self.session_mode) or client.touching:
+            elif client.ties & _FOR_EVER and not self.session_mode:
                 self.machine.release_broken(slot, now, "pinned", "private")
+            elif client.ties or client.touched or client.resets:
+                server.unclean = True
+                self.machine.release_touched(slot, now)
             elif server.rests() and not (server.cancels or server.doubtful or self.session_mode):
                 self.machine.release(slot, now)
             else:
@@ -454,6 +620,65 @@ class Guest(Borrower):
 
     def mute(self) -> None:
         """There is nothing to stop."""
+
+
+class Learning:
+    """What is known of a question until the server answers."""
+
+    def __init__(self, pool: Any, client: Any, server: Any) -> None:
+        self.pool = pool
+        self.client = client
+        self.server = server
+        self.rows: list[bytes] = []
+        self.touches = client.touched
+        self.builtin = client.builtin
+        self.customs: set[bytes] = set()
+        self.again = False
+        self.untold = False
+
+    def ask(self, again: bool = False) -> None:
+        """Ask; again: its own statement_timeout was in the way."""
+        client = self.client
+        if self.touches & (touch.SETTINGS | touch.UNKNOWN) and client.customs:
+            self.customs = set(client.customs)
+        sql = question(self.touches, self.builtin, self.customs)
+        self.again = again
+        self.rows.clear()
+        self.server.inject(patient(sql) if again else sql, self.done, self.rows)
+
+    def done(self, error: bytes | None) -> None:
+        """The server has answered."""
+        client, server = self.client, self.server
+        if server.client is not client:
+            return  # it has left; the connection is cleaned for that
+        if error is not None and b"\0C57014\0" in error and not self.again:
+            self.ask(again=True)
+            return
+        client.touched = 0
+        client.builtin = False
+        client.asking = False
+        user = self.pool.works.target.user.encode()
+        try:
+            told = answer(self.rows, self.touches, self.builtin, user) if error is None else None
+        except ProtocolError:
+            told = None
+        if told is None:
+            client.keep(server, str(Pinned.UNKNOWN), touch.UNKNOWN)
+            client.go_on_after(server)
+            return
+        self.pool.learned(client, server, told, self.customs)
+
+    def put_back(self, error: bytes | None) -> None:
+        """The client's settings are back, or cannot be had."""
+        client, server = self.client, self.server
+        client.asking = False
+        if server.client is client:
+            if self.untold:
+                client.write(messages.ready(bytes((server.status,))))
+            if error is not None:
+                client.touched |= touch.SETTINGS
+                client.builtin = True
+            client.go_on_after(server)
 
 
 class Conversion:

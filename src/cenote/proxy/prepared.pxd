@@ -10,6 +10,15 @@ cdef class Reading:
     cdef public bint copies
     cdef public int reads
     cdef public int clears
+    cdef public bint builtin
+    cdef public tuple customs
+    cdef public tuple names_at
+    cdef public bint untold
+    cdef public bint resets
+    cdef public bytes fingerprint
+    cdef public int ends
+    cdef public bint hidden
+    cdef public bint matters
 
 cpdef Reading read(bytes text)
 cpdef bint may_copy(bytes text)

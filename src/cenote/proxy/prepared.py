@@ -7,6 +7,9 @@ whenever that is free there, so that most messages pass unchanged.
 
 from __future__ import annotations
 
+import re
+
+from cenote.proxy.state import CUSTOM_NAME, HELD
 from cenote.sql import touch
 from cenote.sql.classify import classify
 
@@ -33,16 +36,50 @@ class Statement:
 
 
 class Reading:
-    """What a text may do, as the proxy asks: the flags, and whether it is COPY or clears state only."""
+    """What a text may do, as the proxy asks.
 
-    def __init__(self, touches: int, copies: bool, reads: int, clears: int) -> None:
+    touches, reads: flags of `cenote.sql.touch`
+    copies: it may make the server read CopyData
+    clears: the kinds of state that it brings back to nothing, and does nothing else; 0 for other texts
+    builtin: among the settings it touches may be some of the server's own
+    customs: names of custom settings it may touch
+    names_at: which of its parameters are names of settings; untold: it computes names, and nobody can tell which
+    resets: it may take a setting back to the server's base state, which is not the client's
+    ends: kinds of state that keep a connection and of which it may end the last
+    hidden: it runs code that the text does not show; fingerprint: what texts that differ in literals only share
+    matters: something has to be done about it before it runs
+    """
+
+    def __init__(
+        self,
+        touches: int,
+        copies: bool = False,
+        reads: int = 0,
+        clears: int = 0,
+        builtin: bool = False,
+        customs: tuple[bytes, ...] = (),
+        names_at: tuple[int, ...] = (),
+        untold: bool = False,
+        resets: bool = False,
+        fingerprint: bytes = b"",
+        ends: int = 0,
+    ) -> None:
         self.touches = touches
         self.copies = copies
         self.reads = reads
         self.clears = clears
+        self.builtin = builtin
+        self.customs = customs
+        self.names_at = names_at
+        self.untold = untold
+        self.resets = resets
+        self.fingerprint = fingerprint
+        self.ends = ends
+        self.hidden = fingerprint != b""
+        self.matters = bool(touches or copies or reads & touch.SEQUENCE)
 
 
-HARMLESS = Reading(0, False, 0, 0)
+HARMLESS = Reading(0)
 
 
 def read(text: bytes) -> Reading:
@@ -72,27 +109,79 @@ def _read(text: bytes) -> Reading:
     verdict = classify(latin)
     # EXECUTE needs the names to be the client's, as PREPARE does.
     touches = verdict.touches | verdict.reads & touch.PREPARED
-    clears = clearing(latin) if touches else 0
     copies = may_copy(text)
-    if not (touches or copies or verdict.reads & touch.SEQUENCE):
+    hides = verdict.hidden or bool(verdict.unknown_functions)
+    ends = (HELD if hides else 0) | verdict.reads & touch.CURSOR
+    if not (touches or copies or ends or verdict.reads & touch.SEQUENCE):
         return HARMLESS
-    return Reading(touches, copies, verdict.reads, clears)
+    names = [name.encode("latin-1") for name in verdict.settings]
+    customs = [name for name in names if b"." in name]
+    # RESET ALL, a computed name, code that the text does not show: any setting.
+    any_setting = bool(touches & (touch.UNKNOWN | touch.SETTINGS)) and not names
+    names_at: list[int] = []
+    untold = False
+    if any_setting:
+        customs = [name.lower() for name in CUSTOM_NAME.findall(text)]
+        for call in _SET_CONFIG.finditer(text):
+            if call[1] is not None:
+                names_at.append(int(call[1]))
+            elif call[2] is None:
+                untold = True
+        untold = untold or len(customs) > _MAX_CUSTOMS
+    return Reading(
+        touches,
+        copies,
+        verdict.reads,
+        clearing(latin) if touches else 0,
+        builtin=any_setting or len(customs) < len(names),
+        customs=tuple(customs[:_MAX_CUSTOMS]),
+        names_at=tuple(names_at),
+        untold=untold,
+        resets=bool(touches & (touch.SETTINGS | touch.ROLE | touch.UNKNOWN)) and _RESETS.search(text) is not None,
+        fingerprint=fingerprint_of(text) if hides else b"",
+        ends=ends,
+    )
+
+
+def fingerprint_of(text: bytes) -> bytes:
+    """The text without its literals and its space, cut to a size: what one line of a program sends. O(text)"""
+    return b" ".join(_LITERALS.sub(b"?", text[:_MAX_TEXT]).split())[:_MAX_FINGERPRINT]
+
+
+_LITERALS = re.compile(rb"'(?:[^']|'')*'|\b\d[\w.]*|\$\d+(?:\s*,\s*\$\d+)*|--[^\n]*")
+_MAX_FINGERPRINT = 200
+_RESETS = re.compile(rb"\b(?:reset|discard|default|zone\s+local)\b", re.IGNORECASE)
+_SET_CONFIG = re.compile(
+    rb"set_config\"?\s*\((?:\s*\$(\d+)(?:::text)?\s*,|\s*('[^']*')(?:::text)?\s*,)?", re.IGNORECASE
+)
+_MAX_CUSTOMS = 64
+
+
+def bound(body: bytes, wanted: tuple[int, ...]) -> list[bytes] | None:
+    """The parameters of a Bind, by its body, that have these numbers, in lower case; None: it cannot be told.
+    O(parameters)"""
+    try:
+        at = body.index(b"\0", body.index(b"\0") + 1) + 1
+        at += 2 + 2 * int.from_bytes(body[at : at + 2], "big")
+        count = int.from_bytes(body[at : at + 2], "big")
+        at += 2
+        values = []
+        for _ in range(count):
+            size = int.from_bytes(body[at : at + 4], "big", signed=True)
+            at += 4
+            values.append(body[at : at + max(0, size)])
+            at += max(0, size)
+        if at > len(body):
+            return None
+        return [values[number - 1].lower() for number in wanted]
+    except (ValueError, IndexError):
+        return None
 
 
 def may_copy(text: bytes) -> bool:
     """Whether running this may make the server read CopyData. O(text)"""
     small = text.lower()
     return b"stdin" in small and b"copy" in small
-
-
-_CLEARS = {
-    "RESET": touch.SETTINGS,
-    "DISCARD": touch.DISCARDED,
-    "UNLISTEN": touch.LISTEN,
-    "CLOSE": touch.CURSOR,
-    "DEALLOCATE": touch.PREPARED,
-    "SELECT": touch.ADVISORY,
-}
 
 
 def clearing(text: str) -> int:
@@ -104,27 +193,29 @@ def clearing(text: str) -> int:
     for statement in text.split(";"):
         words = tuple(statement.upper().replace("PG_CATALOG.", "").split())
         if words:
-            kind = _CLEARS.get(words[0], 0) if words in _CLEARING else 0
+            kind = _CLEARING.get(words, 0)
             if not kind:
                 return 0
             cleared |= kind
     return cleared
 
 
-_CLEARING = frozenset(
-    (
-        ("RESET", "ALL"),
-        ("DISCARD", "ALL"),
-        ("UNLISTEN", "*"),
-        ("CLOSE", "ALL"),
-        ("DEALLOCATE", "ALL"),
-        ("DEALLOCATE", "PREPARE", "ALL"),
-        ("SELECT", "PG_ADVISORY_UNLOCK_ALL()"),
-    )
-)
+_CLEARING = {
+    ("RESET", "ALL"): touch.SETTINGS,
+    ("DISCARD", "ALL"): touch.DISCARDED,
+    ("DISCARD", "SEQUENCES"): touch.SEQUENCE,
+    ("DISCARD", "TEMP"): touch.TEMP,
+    ("DISCARD", "TEMPORARY"): touch.TEMP,
+    ("DISCARD", "PLANS"): touch.PLANS,
+    ("UNLISTEN", "*"): touch.LISTEN,
+    ("CLOSE", "ALL"): touch.CURSOR,
+    ("DEALLOCATE", "ALL"): touch.PREPARED,
+    ("DEALLOCATE", "PREPARE", "ALL"): touch.PREPARED,
+    ("SELECT", "PG_ADVISORY_UNLOCK_ALL()"): touch.ADVISORY,
+}
 
 
 def meaning(items: tuple[tuple[bytes, bytes], ...]) -> object:
     """The part of a client's settings that changes what a text means: a key, None for the base state."""
-    kept = tuple(item for item in items if item[0] not in _MEANINGLESS)
+    kept = tuple(item for item in items if item[0] not in _MEANINGLESS and b"." not in item[0])
     return kept or None

@@ -11,6 +11,7 @@ cdef class Entry:
     cdef public object done
     cdef public object failed
     cdef public object rows
+    cdef public bint tells
 
 cdef class ReplyQueue:
     cdef public int kind

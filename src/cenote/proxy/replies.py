@@ -44,7 +44,7 @@ class Entry:
     before: what the unnamed statement was before this one
     reply: what the client gets when its turn comes (SYNTHETIC)
     done: called with the body of the error, None for success (OWN_QUERY); failed: that body
-    rows: is given the rows (OWN_QUERY); None: they are dropped
+    rows: is given the rows (OWN_QUERY); None: they are dropped; tells: the client hears of ParameterStatus
     """
 
     def __init__(self, kind: int, statement: Any = None, name: bytes = b"", reply: bytes = b"") -> None:
@@ -56,6 +56,7 @@ class Entry:
         self.done: Any = None
         self.failed: bytes | None = None
         self.rows: Any = None
+        self.tells = False
 
 
 class ReplyQueue:

@@ -14,7 +14,11 @@ cdef class Borrower(Peer):
     cdef public bint polite
     cdef public bint dropping
     cdef public Py_ssize_t left
-    cdef public int touching
+    cdef public object startup
+    cdef public int touched
+    cdef public int ties
+    cdef public bint resets
+    cdef public bint asking
     cdef public long long bytes_out
     cdef public double since
     cdef public str pin
@@ -26,7 +30,8 @@ cdef class Borrower(Peer):
     cpdef repeat(self, bytes batch)
     cpdef granted(self, server)
     cpdef hear(self)
-    cpdef keep(self, server, str reason)
+    cpdef keep(self, server, str reason, int flags)
+    cpdef unpin(self)
     cpdef own_names(self, server)
     cpdef go_on(self)
     cpdef bytes in_own_names(self, server, bytes body)

@@ -14,7 +14,11 @@ from cenote.proxy.peer import Peer
 class Borrower(Peer):
     """Who may have a server connection: a client session, or a guest of our own.
 
-    settings: what the connection has to carry beside its base state
+    settings: what the connection has to carry beside its base state; startup: what that was at its log-in
+    touched: flags of what its texts may have touched since the server was last asked
+    ties: flags of what its connection has and cannot be carried: why it is pinned. UNKNOWN never ends
+    asking: its input waits for the answer to a question of ours
+    resets: a setting may have gone back to the server's base state, which is not this borrower's
     waiter: its place in the pool's line; declined: the error instead of a connection
     holding: its input waits; raw: nothing is translated for it any more
     left: bytes of a message that are still to come; dropping: and will not be sent on
@@ -38,7 +42,11 @@ class Borrower(Peer):
         self.polite = False
         self.dropping = False
         self.left = 0
-        self.touching = 0
+        self.startup: Any = None
+        self.touched = 0
+        self.ties = 0
+        self.resets = False
+        self.asking = False
         self.bytes_out = 0
         self.since = 0.0
         self.pin = ""
@@ -62,8 +70,11 @@ class Borrower(Peer):
     def hear(self) -> None:
         """Read again, if nothing stands against it."""
 
-    def keep(self, server: Any, reason: str) -> None:
-        """Have this server connection to the end."""
+    def keep(self, server: Any, reason: str, flags: int) -> None:
+        """Have this server connection for as long as it has this state."""
+
+    def unpin(self) -> None:
+        """Nothing ties it to its connection any more."""
 
     def own_names(self, server: Any) -> None:
         """The names on this server connection are the borrower's own."""

@@ -49,6 +49,7 @@ _SHOWN = {
     "auth_user": '"cenote_lookup"',
     "auth_query": '"SELECT name, secret FROM lookup.secret_of($1)"',
     "auth_dbname": '"postgres"',
+    "max_pinned": "5",
     "max_clients": "1000",
     "max_connections": "20",
 }

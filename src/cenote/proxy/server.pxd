@@ -6,7 +6,7 @@ from cenote.proxy.roles cimport Borrower, Lender
 
 cdef int _ROW, _COPY_DATA, _NOTICE, _NOTIFICATION, _FUNCTION_RESULT, _PARAMETERS, _COPY_OUT, _COPY_IN, _COPY_DONE
 cdef int _COMPLETE, _EMPTY, _SUSPENDED, _DESCRIPTION, _NO_DATA, _PARSED, _BOUND, _CLOSED
-cdef int _READY, _ERROR, _STATUS, _IDLE
+cdef int _READY, _ERROR, _STATUS, _IDLE, _FAILED
 cdef long _HOLD_BYTES
 
 cdef int _OWED_NAMED_PARSE, _OWED_UNNAMED_PARSE, _OWED_OWN_BRING
@@ -21,6 +21,12 @@ cdef class ServerConnection(Peer):
     cdef public ReplyQueue replies
     cdef public int status
     cdef public object settings
+    cdef public object stain
+    cdef public bint unclean
+    cdef public bint hid
+    cdef public bint sequenced
+    cdef public bint audit
+    cdef public list suspects
     cdef public dict known
     cdef public dict names
     cdef public object unnamed
@@ -73,7 +79,7 @@ cdef class ServerConnection(Peer):
     cpdef know(self, Statement statement, bytes name)
     cpdef forget(self, Statement statement)
     cpdef forget_all(self)
-    cpdef inject(self, bytes sql, done, list rows=*)
+    cpdef inject(self, bytes sql, done, list rows=*, bint tells=*)
     cpdef close_statement(self, Statement statement, bytes name)
     cpdef sync(self)
     cpdef copy_ended(self)

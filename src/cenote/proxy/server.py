@@ -66,7 +66,7 @@ _COMPLETE, _EMPTY, _SUSPENDED = 0x43, 0x49, 0x73  # C I s
 _DESCRIPTION, _NO_DATA = 0x54, 0x6E  # T n
 _PARSED, _BOUND, _CLOSED = 0x31, 0x32, 0x33  # 1 2 3
 _READY, _ERROR, _STATUS = 0x5A, 0x45, 0x53  # Z E S
-_IDLE = 0x49  # I, as a transaction status
+_IDLE, _FAILED = 0x49, 0x45  # I and E, as a transaction status
 
 # A message that has to be seen whole is held up to this size; rows and copy data are never held.
 _HOLD_BYTES = 16_777_216
@@ -77,6 +77,12 @@ class ServerConnection(Peer):
 
     status: the transaction status of the last ReadyForQuery (I, T, E)
     settings: what it carries beside its base state, an object of `settings.py`; None is the base state
+    stain: names of custom settings that were ever set on it
+    unclean: its last client has left state behind that has to be discarded
+    hid: its borrower has run what may have asked a sequence; sequenced: so has one before him, and `currval` and
+        `lastval` would tell of it
+    audit: before anybody else has it, the server is asked whether it is what it is taken for
+    suspects: fingerprints of what has run since and does more than it shows
     known, names: prepared statements the server has (or will have), by statement and by name
     unnamed: what the unnamed statement was parsed from; None if the server has none that we know
     copying: the server reads CopyData; it ignores Sync and Flush meanwhile
@@ -92,6 +98,12 @@ class ServerConnection(Peer):
         self.replies = ReplyQueue()
         self.status = _IDLE
         self.settings: Any = None
+        self.stain: frozenset[bytes] = frozenset()
+        self.unclean = False
+        self.hid = False
+        self.sequenced = False
+        self.audit = False
+        self.suspects: list[bytes] = []
         self.known: dict[Statement, bytes] = {}
         self.names: dict[bytes, Statement] = {}
         self.unnamed: bytes | None = None
@@ -192,8 +204,10 @@ class ServerConnection(Peer):
                         self._broken("ReadyForQuery that nobody asked for")
                         return
                     self.finished.append(replies.entry())
-                elif self.replaying:
-                    drop = True
+                elif self.replaying or (
+                    client is not None and client.resets and self.status != _FAILED and replies.pending() == 1
+                ):
+                    drop = True  # it is to be told when its settings are back
                     if i > start and client is not None:
                         client.write(data[start:i])
                 replies.ready()
@@ -252,6 +266,8 @@ class ServerConnection(Peer):
                         self.instead = b""
             elif kind == _STATUS:
                 self._parameter(data[i + 5 : end])
+                if drop and client is not None and owed == _OWED_OWN_QUERY and replies.entry().tells:
+                    client.write(data[i:end])
             elif kind == _COPY_IN:
                 if owed not in (_OWED_QUERY, _OWED_EXECUTE):
                     self._broken("CopyInResponse that nobody asked for")
@@ -454,14 +470,16 @@ class ServerConnection(Peer):
 
     # -- own requests -----------------------------------------------------------------------------------------
 
-    def inject(self, sql: bytes, done: Any, rows: list[bytes] | None = None) -> None:
+    def inject(self, sql: bytes, done: Any, rows: list[bytes] | None = None, tells: bool = False) -> None:
         """Send a query of our own; `done(error body or None)` is called at its ReadyForQuery.
 
         :param rows: is given the body of each DataRow; None: nobody wants them. They are held until they are whole
+        :param tells: the client hears of parameters that change
         """
         entry = Entry(_OWED_OWN_QUERY)
         entry.done = done
         entry.rows = rows
+        entry.tells = tells
         self.unnamed = None
         self.write(messages.query(sql))
         self.replies.add(entry)

@@ -1,8 +1,8 @@
-"""The settings a client logged in with, and the SQL that makes a server connection carry them.
+"""The settings of a client, and the SQL that makes a server connection carry them.
 
-A client's startup parameters are settings like any others: a connection keeps the base state that its own
-log-in gave it, and carries the settings of the client it serves. Equal settings are one object, so that the
-pool machine compares identities. It knows nothing of what clients SET later: that pins them.
+A client's startup parameters are settings like any others, and so is its role: a connection keeps the base state
+that its own log-in and `init_query` gave it, and carries the settings of the client it serves. Equal settings are
+one object, so that the pool machine compares identities. What they are after a SET, `state.py` finds out.
 
 Source: PostgreSQL documentation, `set_config` and "Setting Parameters": values come in as they stand in a
 startup packet, which `set_config` takes and SET would quote anew.
@@ -11,6 +11,7 @@ startup packet, which `set_config` takes and SET would quote anew.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 # Client encodings in which a byte below 128 may be the second half of a character: texts cannot be read.
 _OPAQUE = frozenset(
@@ -21,11 +22,15 @@ _ENCODING_NAME = re.compile(rb"[^a-z0-9]")
 _NAME_BYTES = 63  # longer ones are cut by the server
 
 APPLICATION_NAME = b"application_name"
+ROLES = (b"session_authorization", b"role")
 
 
 class Settings:
     """What one kind of client wants beside the base state. Compared by identity: a pool makes one of each.
 
+    canonical: what the server calls values that the client has put in its own words, where that is known
+    customs: names of custom settings among them
+    temporary: what is created may be created in the temporary schema
     meaning: the part of it that changes what a text means, None if none does
     opaque: in this client encoding texts cannot be read byte by byte
     """
@@ -34,7 +39,14 @@ class Settings:
         self.items = items
         self.meaning = meaning
         encoding = dict(items).get(b"client_encoding", b"")
+        self.temporary = b"pg_temp" in dict(items).get(b"search_path", b"")
+        self.canonical: dict[bytes, bytes] = {}
+        self.customs = frozenset(name for name, _ in items if b"." in name)
         self.opaque = _ENCODING_NAME.sub(b"", encoding.lower()) in _OPAQUE
+
+    def roles(self) -> list[tuple[bytes, bytes]]:
+        """Its role and session authorization, if they are not the log-in's own."""
+        return [item for item in self.items if item[0] in ROLES]
 
     def __repr__(self) -> str:
         return f"<Settings {b' '.join(name + b'=' + value for name, value in self.items).decode('latin-1')}>"
@@ -51,27 +63,58 @@ def with_address(name: bytes, address: str) -> bytes:
     return (name or b"app")[: max(0, _NAME_BYTES - len(where))] + where
 
 
-def conversion(carried: Settings | None, wanted: Settings | None) -> bytes:
-    """The SQL that takes a connection from one to the other; it runs as one transaction. O(settings)"""
-    before = dict(carried.items) if carried is not None else {}
-    after = dict(wanted.items) if wanted is not None else {}
-    statements = [b"RESET " + _identifier(name) for name in before if name not in after]
-    changes = [
-        b"pg_catalog.set_config(" + _literal(name) + b"," + _literal(value) + b",false)"
+def conversion(carried: Settings | None, wanted: Settings | None, base: dict[bytes, bytes]) -> bytes:
+    """The SQL that takes a connection from one to the other; it runs as one transaction. O(settings)
+
+    :param base: what init_query has set: RESET would not return to that
+    """
+    before = {**base, **dict(carried.items if carried is not None else ())}
+    after = {**base, **dict(wanted.items if wanted is not None else ())}
+    statements = []
+    # What was set as ourselves may be beyond another role, so roles go first and come last.
+    changes_role = any(name in before for name in ROLES) and before != after
+    if changes_role:
+        statements += [b"RESET SESSION AUTHORIZATION", b"RESET ROLE"]
+    gone = [name for name in before if name not in after and name not in ROLES]
+    statements += [b"RESET " + identifier(name) for name in gone if b"." not in name]
+    changes = [_set(name, b"NULL") for name in gone if b"." in name]  # RESET would cut a long name
+    changes += [
+        _set(name, literal(value))
         for name, value in after.items()
-        if before.get(name) != value
+        if name not in ROLES and before.get(name) != value
     ]
     if changes:
         statements.append(b"SELECT " + b",".join(changes))
+    for name in ROLES:
+        if name in after and (changes_role or before.get(name) != after[name]):
+            statements.append(b"SELECT " + _set(name, literal(after[name])))
     return b";".join(statements)
 
 
-def _identifier(name: bytes) -> bytes:
+def put_back(items: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The SQL that gives those of these settings their value again that a RESET has taken from the session: the
+    base state of a client is what it logged in with."""
+    values = b",".join(b"(%s,%s)" % (literal(name), literal(value)) for name, value in items)
+    return (
+        b"SELECT pg_catalog.set_config(n, v, false) FROM (VALUES " + values + b") AS t (n, v)"
+        b" LEFT JOIN pg_catalog.pg_settings AS s"
+        b" ON pg_catalog.lower(s.name) OPERATOR(pg_catalog.=) pg_catalog.lower(n)"
+        b" WHERE s.source OPERATOR(pg_catalog.<>) 'session' OR (s.name IS NULL AND"
+        b" coalesce(pg_catalog.current_setting(n, true), '') OPERATOR(pg_catalog.=)"
+        b" CASE WHEN n OPERATOR(pg_catalog.=) 'role' THEN 'none' ELSE '' END)"
+    )
+
+
+def _set(name: bytes, value: bytes) -> bytes:
+    return b"pg_catalog.set_config(" + literal(name) + b"," + value + b",false)"
+
+
+def identifier(name: bytes) -> bytes:
     """A setting's name, quoted part by part: `app.tenant` is two."""
     return b".".join(b'"' + part.replace(b'"', b'""') + b'"' for part in name.split(b"."))
 
 
-def _literal(value: bytes) -> bytes:
+def literal(value: bytes) -> bytes:
     """A text constant of plain ASCII, the same under every setting and encoding."""
     quoted = bytearray(b"E'")
     for code in value:

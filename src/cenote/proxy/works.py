@@ -6,20 +6,26 @@ Every wait has a deadline, and every task ends by telling the machine what came 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any
 
 from cenote.core.machine import CLOSE, OPEN, PEEK, PING, RESET
 from cenote.core.slot import Slot
+from cenote.errors import ProtocolError
 from cenote.proxy.auth.keys import KeyCache
 from cenote.proxy.dial import DialError, dial, send_cancel
 from cenote.proxy.log import get_log
 from cenote.proxy.pool import Guest, ProxyPool
+from cenote.proxy.prepared import read
 from cenote.proxy.replies import NONE, OWN_QUERY, OWN_SYNC, QUERY, SYNC
 from cenote.proxy.server import ServerConnection
+from cenote.proxy.settings import put_back
+from cenote.proxy.state import CUSTOM_NAME, CUSTOMS, answer, differences, question
 from cenote.proxy.target import Target
 from cenote.reasons import Failure
+from cenote.sql import touch
 from cenote.wire import messages
 
 log = get_log("cenote.proxy.pool")
@@ -114,6 +120,7 @@ class Works:
                     fields = messages.error_fields(error)
                     text = f"init_query failed: {fields.get('M', '')}"
                     raise DialError(fields.get("C", ""), text, Failure.PERMANENT)
+                await self._learn_base(server, left)
         except DialError as error:
             if server is not None:
                 server.abort()
@@ -143,6 +150,20 @@ class Works:
             pool.servers.add(server)
             machine.dialed(slot, monotonic())
         pool.perform()
+
+    async def _learn_base(self, server: ServerConnection, timeout: float) -> None:
+        """What init_query has set is the state that RESET is to return to."""
+        rows: list[bytes] = []
+        customs = read((self.pool.options.init_query or "").encode()).customs
+        sql = question(touch.SETTINGS | touch.ROLE, True, customs)
+        if await self._run(server, sql, timeout, rows) is None:
+            with contextlib.suppress(ProtocolError):
+                told = answer(rows, touch.SETTINGS | touch.ROLE, True, self.target.user.encode())
+                self.pool.base_items = {
+                    **(told.settings or {}),
+                    **told.customs,
+                    **(told.roles or {}),
+                }
 
     async def _dial(self, timeout: float) -> ServerConnection:
         target = self.target
@@ -195,12 +216,14 @@ class Works:
         finally:
             pool.client_gone(guest)
 
-    async def _run(self, server: ServerConnection, sql: bytes, timeout: float) -> bytes | None:
+    async def _run(
+        self, server: ServerConnection, sql: bytes, timeout: float, rows: list[bytes] | None = None
+    ) -> bytes | None:
         """Run a query of our own: None, or the body of its error (b"" if the connection ended or time ran out)."""
         answers: list[bytes | None] = []
         if server.lost:
             return b""
-        server.inject(sql, answers.append)
+        server.inject(sql, answers.append, rows)
         if not await self._quiet(server, timeout) or not answers:
             return b""
         return answers[0]
@@ -260,13 +283,60 @@ class Works:
                 return False
             finally:
                 server.quiet = None
-        if self.pool.session_mode:
+        if self.pool.session_mode or server.unclean:
             if await self._run(server, b"DISCARD ALL", deadline - monotonic()) is not None:
                 return False
             server.forget_all()
-            server.settings = None
-            server.slot.settings = None
-        return not (server.lost or server.doubtful)
+            server.unclean = False
+            base = self.pool.base_items
+            if base and await self._run(server, put_back(base.items()), deadline - monotonic()) is not None:
+                return False
+            self.pool.carry(server, None)
+        if server.lost or server.doubtful:
+            return False
+        return not server.audit or await self._audited(server, deadline)
+
+    async def _audited(self, server: ServerConnection, deadline: float) -> bool:
+        """Whether the session is what it is taken for."""
+        pool = self.pool
+        suspects, server.suspects = server.suspects, []
+        server.audit = False
+        if pool.customs_due:
+            await self._find_customs(server, deadline)
+        rows: list[bytes] = []
+        customs = pool.customs | server.stain
+        sql = question(touch.UNKNOWN, True, customs)
+        if await self._run(server, sql, max(0.1, deadline - monotonic()), rows) is not None:
+            return False
+        try:
+            told = answer(rows, touch.UNKNOWN, True, self.target.user.encode())
+        except ProtocolError:
+            return False
+        pool.audits_done += 1
+        found = differences(server.settings, told.items((), pool.base_items, customs), pool.base_items, told.held)
+        if not found:
+            return True
+        pool.incidents += 1
+        for fingerprint in suspects:
+            pool.audited[fingerprint] = True
+        log.error(
+            "state_leaked",
+            pool=pool.name,
+            server_pid=server.backend_pid,
+            found=", ".join(found),
+            statements="; ".join(text.decode("utf-8", "replace") for text in suspects) or "unknown",
+        )
+        return False
+
+    async def _find_customs(self, server: ServerConnection, deadline: float) -> None:
+        """Names of custom settings that the code in this database may set."""
+        self.pool.customs_due = False
+        rows: list[bytes] = []
+        if await self._run(server, CUSTOMS, max(0.1, deadline - monotonic()), rows) is None:
+            for row in rows:
+                (name,) = messages.values(row)
+                if name and CUSTOM_NAME.fullmatch(name):
+                    self.pool.customs.add(name.lower())
 
     async def _close(self, slot: Slot) -> None:
         """Close a connection and wait until the server has let go of it."""

@@ -1,0 +1,203 @@
+"""What has become of a session: the question that settles it, and what the answer says.
+
+A text only says what it may have touched. What came of it, through savepoints, roll-backs, commits that ended as
+roll-backs and functions nobody can see into, the server knows exactly, and says so between two transactions, where
+nobody waits for it: the settings that differ from the base state in their canonical form, the role, and whether
+anything is left that a connection cannot carry to another client.
+
+Every name in the question is qualified, operators too: it is asked in the client's own session, and its
+search_path must not decide what `=` means. It decides nothing about pins.
+
+Source: PostgreSQL documentation, "System Views"; pg_settings does not list custom settings ("Customized Options"),
+which are asked for by name.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from collections.abc import Iterable
+
+from cenote.errors import ProtocolError
+from cenote.proxy.settings import ROLES, Settings, literal
+from cenote.sql import touch
+from cenote.wire import messages
+
+Items = tuple[tuple[bytes, bytes], ...]
+
+# Kinds of state that cannot be carried, each with the question whether any is there.
+_HELD = {
+    touch.TEMP: b"pg_catalog.pg_my_temp_schema() OPERATOR(pg_catalog.<>) 0::pg_catalog.oid AND"
+    b" EXISTS (SELECT FROM pg_catalog.pg_depend"
+    b" WHERE refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass"
+    b" AND refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema())",
+    touch.ADVISORY: b"EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype OPERATOR(pg_catalog.=) 'advisory'"
+    b" AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid())",
+    touch.LISTEN: b"EXISTS (SELECT FROM pg_catalog.pg_listening_channels())",
+    touch.CURSOR: b"EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable)",
+    touch.PREPARED: b"EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql)",
+}
+HELD = touch.TEMP | touch.ADVISORY | touch.LISTEN | touch.CURSOR | touch.PREPARED
+#: What the question can find out. UNKNOWN is all of it.
+TOLD = touch.SETTINGS | touch.ROLE | HELD
+
+#: What looks like the name of a custom setting, in a text or in a parameter.
+CUSTOM_NAME = re.compile(rb"[A-Za-z_][\w$]*(?:\.[A-Za-z_][\w$]*)+", re.ASCII)
+
+# A value in the server's own encoding, whatever the client's is: it is written back as such bytes.
+_VALUE = b"pg_catalog.encode(pg_catalog.convert_to(%s, pg_catalog.getdatabaseencoding()), 'hex')"
+# These are the transaction's, although PostgreSQL lists them as the session's once it has set them.
+_NOT_OF_THE_SESSION = b"'{transaction_isolation,transaction_read_only,transaction_deferrable}'::pg_catalog.text[]"
+
+
+#: Custom settings that code in the database names: function bodies, policies, views, defaults, ALTER ... SET.
+CUSTOMS = rb"""WITH texts(body) AS (
+SELECT prosrc FROM pg_catalog.pg_proc WHERE pronamespace <> 'pg_catalog'::pg_catalog.regnamespace
+UNION ALL SELECT pg_catalog.concat(qual, with_check) FROM pg_catalog.pg_policies
+UNION ALL SELECT definition FROM pg_catalog.pg_views WHERE schemaname NOT IN ('pg_catalog', 'information_schema')
+UNION ALL SELECT pg_catalog.pg_get_expr(adbin, adrelid) FROM pg_catalog.pg_attrdef
+UNION ALL SELECT 'SET ' OPERATOR(pg_catalog.||) pg_catalog.unnest(setconfig) FROM pg_catalog.pg_db_role_setting)
+SELECT DISTINCT pg_catalog.lower(m[1]) FROM texts, LATERAL (
+SELECT pg_catalog.regexp_matches(body, $r$(?:set_config|current_setting)\s*\(\s*'([^']+\.[^']+)'$r$, 'gi')
+UNION ALL
+SELECT pg_catalog.regexp_matches(body,
+$r$\mset\s+(?:session\s+|local\s+)?([a-z_]\w*\.[\w.]+)\s*(?:=|\mto\M)$r$, 'gi')
+) AS found(m) LIMIT 1000"""
+
+
+class Told:
+    """What the server has said.
+
+    settings: by name, those that are set in the session; None: it was not asked for them
+    customs: by name, the custom ones asked for that have a value
+    roles: role and session authorization, where they are not the session's own; None: not asked
+    held: flags of what is there and cannot be carried; asked: flags of what was asked about
+    """
+
+    def __init__(self) -> None:
+        self.settings: dict[bytes, bytes] | None = None
+        self.customs: dict[bytes, bytes] = {}
+        self.roles: dict[bytes, bytes] | None = None
+        self.held = 0
+        self.asked = 0
+
+    def items(self, before: Iterable[tuple[bytes, bytes]], base: dict[bytes, bytes], asked: set[bytes]) -> Items:
+        """The settings of the session beside its base state.
+
+        :param before: what they were; what was not asked for is still that
+        :param asked: the custom names asked for
+        """
+        found: dict[bytes, bytes] = {}
+        for name, value in before:
+            if name in ROLES:
+                kept = self.roles is None
+            elif b"." in name:
+                kept = name not in asked
+            else:
+                kept = self.settings is None
+            if kept:
+                found[name] = value
+        found.update(self.settings or {})
+        found.update(self.customs)
+        found.update(self.roles or {})
+        return tuple(sorted(item for item in found.items() if base.get(item[0]) != item[1]))
+
+
+def differences(carried: Settings | None, found: Items, base: dict[bytes, bytes], held: int) -> list[str]:
+    """How a session differs from what it is taken for, in words.
+
+    What a client asked for in its own words (`datestyle=iso`) the server says in its own; the first time it is
+    taken as it is.
+    """
+    words = []
+    expected = dict(carried.items) if carried is not None else {}
+    there = dict(found)
+    for name in sorted(expected.keys() | there.keys()):
+        wanted, got = expected.get(name, base.get(name)), there.get(name, base.get(name))
+        if wanted == got or (b"." in name and not wanted and not got):
+            continue
+        renamed = carried is not None and wanted is not None and got is not None and name not in ROLES
+        if renamed and carried is not None and carried.canonical.setdefault(name, got or b"") == got:
+            continue
+        words.append(f"{name.decode('utf-8', 'replace')} is {_shown(got)}, taken for {_shown(wanted)}")
+    words += [word for flag, word in touch.WORDS.items() if held & flag]
+    return words
+
+
+def _shown(value: bytes | None) -> str:
+    return "unset" if value is None else repr(value.decode("utf-8", "replace"))
+
+
+def question(touches: int, builtin: bool, customs: Iterable[bytes]) -> bytes:
+    """The SQL that asks what has become of what was touched.
+
+    :param builtin: settings that have no dot in their names may be among it
+    :param customs: names of custom settings to ask for
+    """
+    if touches & touch.UNKNOWN:
+        touches |= TOLD
+    parts = []
+    if builtin:
+        parts.append(
+            b"SELECT 's', name, "
+            + _VALUE % b"pg_catalog.current_setting(name)"
+            + b" FROM pg_catalog.pg_settings WHERE source OPERATOR(pg_catalog.=) 'session'"
+            b" AND name OPERATOR(pg_catalog.<>) ALL (" + _NOT_OF_THE_SESSION + b")"
+        )
+    if touches & touch.ROLE:
+        parts.append(b"SELECT 'r', 'role', " + _VALUE % b"pg_catalog.current_setting('role')")
+        parts.append(b"SELECT 'r', 'session_authorization', " + _VALUE % b"session_user::pg_catalog.text")
+    parts += [
+        b"SELECT 'c', %s, %s" % (quoted, _VALUE % (b"pg_catalog.current_setting(%s, true)" % quoted))
+        for quoted in map(literal, sorted(customs))
+    ]
+    parts += [b"SELECT 'h', '%d', '' WHERE %s" % (flag, sql) for flag, sql in _HELD.items() if touches & flag]
+    return b" UNION ALL ".join(parts) or b";"
+
+
+def patient(sql: bytes) -> bytes:
+    """The same question for a session whose statement_timeout is too short for it: that is asked for first, and
+    set aside for the rest."""
+    first = b"SELECT 't', '', " + _VALUE % b"pg_catalog.current_setting('statement_timeout')"
+    return first + b";SET LOCAL statement_timeout = 0;" + sql
+
+
+def _bytes(hexed: bytes | None) -> bytes | None:
+    try:
+        return None if hexed is None else binascii.unhexlify(hexed)
+    except binascii.Error:
+        raise ProtocolError("the answer to a question about the session is not of the form asked for") from None
+
+
+def answer(rows: Iterable[bytes], touches: int, builtin: bool, user: bytes) -> Told:
+    """What the rows say.
+
+    :param user: whom the connection logged in as
+    :raises ProtocolError: they are no rows
+    """
+    told = Told()
+    told.asked = TOLD if touches & touch.UNKNOWN else touches & TOLD
+    if builtin:
+        told.settings = {}
+    if told.asked & touch.ROLE:
+        told.roles = {}
+    timeout = None
+    for row in rows:
+        values = messages.values(row)
+        if len(values) != 3:
+            raise ProtocolError("the answer to a question about the session has not three columns")
+        kind, name, hexed = values
+        value = _bytes(hexed)
+        if kind == b"s" and told.settings is not None:
+            told.settings[(name or b"").lower()] = value or b""
+        elif kind == b"c" and value:
+            told.customs[name or b""] = value
+        elif kind == b"r" and told.roles is not None and value != (b"none" if name == b"role" else user):
+            told.roles[name or b""] = value or b""
+        elif kind == b"h":
+            told.held |= int(name or b"0")
+        elif kind == b"t":
+            timeout = value
+    if timeout is not None and told.settings is not None:
+        told.settings[b"statement_timeout"] = timeout
+    return told
