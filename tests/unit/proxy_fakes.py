@@ -47,6 +47,9 @@ class FakeDaemon:
         self.pool.clients += 1
         return client
 
+    def sessions(self) -> Any:
+        return self.clients.values()
+
     def arrive(self) -> Any:
         """A client that has not logged in."""
         client = Visitor(**vars(fake_client(None, 0, self.now, login=None)))
@@ -121,6 +124,11 @@ def fake_pool(config: Config, database: str, user: str) -> Any:
         errors=0,
         bytes_from_clients=0,
         bytes_to_clients=0,
+        conversions=0,
+        audits_done=0,
+        incidents=0,
+        ledger={("settings", b"SET work_mem = ?"): 2},
+        unlisted=0,
         recovered_plans=0,
         replays=0,
         pins={},
@@ -152,6 +160,7 @@ def fake_client(pool: Any, pid: int, now: float, **fields: Any) -> Any:
         "since": now,
         "connected": now - 5.0,
         "pin": "",
+        "text": b"",
         "bytes_in": 0,
         "bytes_out": 0,
     }

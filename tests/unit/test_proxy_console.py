@@ -280,7 +280,7 @@ def test_every_column_has_a_value_in_every_row_and_its_type_in_binary(
     table: Any, console: Console, daemon: FakeDaemon
 ) -> None:
     daemon.open_server()
-    daemon.lend(daemon.client())
+    daemon.lend(daemon.client(pin="listen", text=b"LISTEN there"))
     answer = ask(console, P(f"show {table.name}"), B(formats=[1]), D("P"), E(), SYNC)
     assert answer.kinds.startswith("12TD")
     assert [name for name, _, _ in answer.columns] == [column.name for column in table.columns]

@@ -712,6 +712,12 @@ class Records:
     def proven(self, database: str, user: str, verifier: Verifier, client_key: bytes) -> None:
         self.heard.append((database, user, verifier, client_key))
 
+    def doubt(self, database: str, user: str) -> None:
+        pass
+
+    def strangers_by_scram(self) -> bool:
+        return True
+
 
 def secret(text: str | None, allowed: bool = True, reason: str = "") -> Any:
     return SimpleNamespace(text=text, allowed=allowed, reason=reason)

@@ -34,7 +34,7 @@ def single(proxy_for, pg18) -> RunningProxy:
 @pytest.fixture
 def pair(proxy_for, pg18) -> RunningProxy:
     """Two server connections for all."""
-    return proxy_for(pg18, max_size=2)
+    return proxy_for(pg18, max_size=2, audit="off")
 
 
 async def ask(client: RawClient, *parts: bytes) -> list[Message]:

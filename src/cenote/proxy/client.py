@@ -18,7 +18,6 @@ from cenote.proxy.naming import Named
 from cenote.proxy.prepared import HARMLESS, Reading, bound, may_copy, read
 from cenote.proxy.replies import BIND, CLOSE, DESCRIBE, EXECUTE, NONE, PARSE, QUERY, SYNC, UNNAMED_PARSE, Entry
 from cenote.proxy.server import ServerConnection
-from cenote.proxy.state import HELD
 from cenote.reasons import Pinned
 from cenote.sql import touch
 from cenote.sql.plain import plain
@@ -50,7 +49,6 @@ _IDLE = 0x49
 _PREPARED, _SEQUENCE, _UNKNOWN, _LOAD = touch.PREPARED, touch.SEQUENCE, touch.UNKNOWN, touch.LOAD
 _SETTINGS, _ROLE = touch.SETTINGS, touch.ROLE
 _TEMP = touch.TEMP
-_TYING = HELD | _SEQUENCE | _LOAD
 _CHANGES = b"ud"  # how a plain text begins that runs triggers
 _FAILED = 0x45  # E, as a transaction status
 
@@ -317,8 +315,8 @@ class ClientSession(Named):
             self._flush(data, start, i)
             start = i
             self._fresh_sequences(server, reading)
-            if reading.touches & _TYING and not self.pin and self.pool.pins_none(reading.touches):
-                server.write(self.pool.refusing(reading.touches, data[i + 5 : end - 1]))
+            if reading.ties and not self.pin and self.pool.pins_none():
+                server.write(self.pool.refusing(reading.ties, data[i + 5 : end - 1]))
                 self.unnamed = None
                 server.unnamed = None
                 server.replies.expect(_OWED_QUERY)
@@ -431,14 +429,14 @@ class ClientSession(Named):
             self._flush(data, start, i)
             start = i
             if (
-                reading.touches & _TYING
+                reading.ties
                 and not self.pin
                 and server.status == _IDLE
                 and server.replies.kind == _OWED_NONE
                 and not server.replies.open
-                and self.pool.pins_none(reading.touches)
+                and self.pool.pins_none()
             ):
-                self.write(self.pool.refused_pin(reading.touches, reading.fingerprint))
+                self.write(self.pool.refused_pin(reading.ties, reading.fingerprint))
                 self.skipping = True
                 return end
             self._beware_bound(server, reading, data, i, j, end)
@@ -643,7 +641,10 @@ class ClientSession(Named):
 
     def _fresh_sequences(self, server: ServerConnection, reading: Reading) -> None:
         """What reads `currval` or `lastval` shall fail rather than hear of another client's sequences."""
-        if not reading.reads & _SEQUENCE or not server.sequenced:
+        if not reading.reads & _SEQUENCE:
+            return
+        self.pool.minds_sequences = True
+        if not server.sequenced:
             return
         replies = server.replies
         if server.status != _FAILED and (replies.ends() or not replies.open):
@@ -717,9 +718,10 @@ class ClientSession(Named):
 
     def go_on(self) -> None:
         """Whatever held the input is over."""
-        data = self.held
+        data = self.part + self.held if self.part else self.held
         self.holding = False
         self.held = b""
+        self.part = b""
         if self.lost:
             return
         self.hear()
@@ -777,10 +779,9 @@ class ClientSession(Named):
             return
         if self.resets:
             self.resets = False
-            if server.status == _FAILED:
+            roles = self.touched & _ROLE != 0
+            if server.status == _FAILED or not self.pool.put_back(self, server, True, roles):
                 self.go_on_after(server)
-            else:
-                self.pool.put_back(self, server, True)
             return
         if self.copy_asked:
             self.copy_asked = False

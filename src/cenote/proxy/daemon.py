@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hmac
 import math
 import os
@@ -29,8 +30,10 @@ from cenote.proxy import operations
 from cenote.proxy.admin.visit import Visit
 from cenote.proxy.admission import Admission
 from cenote.proxy.auth.keys import KeyCache
+from cenote.proxy.auth.lookup import Lookups
 from cenote.proxy.auth.maps import NO_MAPS, load_maps
 from cenote.proxy.auth.rules import load_rules
+from cenote.proxy.auth.secrets import Secrets
 from cenote.proxy.balancer import introduction
 from cenote.proxy.budget import Budgets
 from cenote.proxy.caps import Census
@@ -97,6 +100,7 @@ class Daemon:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._executor = ThreadPoolExecutor(2, "cenote-keys")
         self._keys = KeyCache(self._executor)
+        self._lookups = Lookups(self._keys)
         self.tunnels = Tunnels(self._keys)
         self._left = asyncio.Event()  # somebody has left
         self._sweeper: asyncio.TimerHandle | None = None
@@ -147,13 +151,14 @@ class Daemon:
         """The pools that are known by name, with their warm minimum."""
         for name, database in self.config.databases.items():
             for user in self.config.users:
-                if database.user is None or database.user == user or len(self.config.users) == 1:
+                usual = database.user is None or database.user == user or len(self.config.users) == 1
+                if usual and self.gate.secrets.can_begin(target_of(self.config, name, user)):
                     self.pool(name, user)
 
     def make_gate(self, config: Config) -> Gate:
         """What log-ins are decided by under this configuration.
 
-        :raises ConfigError: a certificate, a key, rules or maps cannot be read
+        :raises ConfigError: a certificate, a key, rules, maps or users cannot be read
         """
         listen = config.listen
         context: ssl.SSLContext | None = None
@@ -161,7 +166,8 @@ class Daemon:
             context = server_context(listen.tls_cert, listen.tls_key or listen.tls_cert, listen.tls_ca)
         rules = load_rules(config.rules_file) if config.rules_file is not None else None
         maps = load_maps(config.map_file) if config.map_file is not None else NO_MAPS
-        return Gate(config, context, self._keys, rules, maps, admission=self.admission)
+        known = Secrets(config, self._keys, self._lookups)
+        return Gate(config, context, self._keys, rules, maps, known, self.admission)
 
     async def drain(self, timeout: float = 30.0) -> None:
         """Take no new client, let running transactions end, and send everybody home.
@@ -211,6 +217,7 @@ class Daemon:
                     await pool.works.ended()
         if self._tasks:
             await asyncio.wait(set(self._tasks))
+        await self._lookups.close()
         if self._stop_metrics is not None:
             self._stop_metrics()
         self._executor.shutdown(wait=False, cancel_futures=True)
@@ -234,7 +241,7 @@ class Daemon:
         if pool is None:
             options = pool_options(self.config, database, user)
             pool = ProxyPool(self, database, user, options, self._random.random)
-            pool.works = Works(pool, target_of(self.config, database, user), self._keys)
+            pool.works = Works(pool, target_of(self.config, database, user))
             self._by_key[key] = pool
             self.pools.append(pool)
             self.servers.join(self.config, pool)
@@ -425,7 +432,8 @@ class Daemon:
         self._enter(client)
         key = messages.backend_key_data(client.pid, client.secret)
         target = target_of(self.config, who.database, who.user)
-        await self.tunnels.run(client, who, target, timeout=self.config.listen.login_timeout, key=key)
+        timeout = self.config.listen.login_timeout
+        await self.tunnels.run(client, who, target, timeout=timeout, key=key, secrets=self.gate.secrets)
 
     async def _console(self, client: ClientSession) -> None:
         """The virtual database: read, answer, until the client ends."""
@@ -519,6 +527,9 @@ async def _serve(config: Config, on_ready: Callable[[Daemon], None] | None, drai
     try:
         if on_ready is not None:
             on_ready(daemon)
+        # What is there now stays: the collector need not look at it again (25 ms in a storm of log-ins).
+        gc.collect()
+        gc.freeze()
         how = await daemon.asked.get()
         log.info("stopping", clients=len(daemon.clients), pid=os.getpid(), how=how)
         if how == operations.SHUTDOWN_IMMEDIATE:

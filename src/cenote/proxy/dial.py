@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import socket
 import ssl
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from cenote.errors import ConfigError, ProtocolError
 from cenote.proxy.auth import say
 from cenote.proxy.auth.answer import Dialed, DialError, TooNew, log_in
-from cenote.proxy.auth.keys import KeyCache
+from cenote.proxy.auth.keys import ClientKeys, KeyCache
 from cenote.proxy.inbox import Inbox
 from cenote.proxy.peer import Peer
 from cenote.proxy.sockets import attach
@@ -84,6 +85,7 @@ async def dial(
     *,
     dbname: str,
     notice: Callable[[dict[str, str]], None] | None = None,
+    shown: ClientKeys | None = None,
 ) -> P:
     """Open a connection to one of the database's hosts and log in.
 
@@ -92,12 +94,13 @@ async def dial(
     :param timeout: seconds for all of it
     :param dbname: the server's name of the database
     :param notice: is given the fields of each notice that the server sends meanwhile
+    :param shown: what logs in by SCRAM where there is no password
     :return: the peer, idle, its inbox detached; `parameters`, `backend_pid`, `backend_secret`, `version` and
         `endpoint` (an `Address`) are filled in
     :raises DialError: with the last, or every, reason.
     """
     startup = {b"user": user.encode(), b"database": dbname.encode(), **parameters}
-    return await _Dialing(factory, database, startup, password, timeout, keys, notice).run()
+    return await _Dialing(factory, database, startup, password, timeout, keys, notice, shown).run()
 
 
 class _Dialing(Generic[P]):
@@ -112,6 +115,7 @@ class _Dialing(Generic[P]):
         timeout: float,
         keys: KeyCache,
         notice: Callable[[dict[str, str]], None] | None,
+        shown: ClientKeys | None,
     ) -> None:
         self.factory = factory
         self.database = database
@@ -120,6 +124,7 @@ class _Dialing(Generic[P]):
         self.timeout = timeout
         self.keys = keys
         self.notice = notice
+        self.shown = shown
         self.step = ""
         self.secure = False
         self.until = 0.0
@@ -182,6 +187,9 @@ class _Dialing(Generic[P]):
         except (ConfigError, ValueError) as error:
             raise self._failed(place, str(error), "08001", Failure.PERMANENT) from error
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                # It says nothing of the server.
+                raise self._failed(place, str(error.strerror), "53000", Failure.PRIVATE) from error
             if self.step in ("dns", "connect"):
                 why = (
                     f"{error.strerror or error}; is PostgreSQL running there, and does it listen on this address?"
@@ -233,7 +241,7 @@ class _Dialing(Generic[P]):
                     address = replace(address, tls=None)
             self.step = "authentication"
             try:
-                await log_in(peer, self.startup, self.password, version, self.keys, self.notice)
+                await log_in(peer, self.startup, self.password, version, self.keys, self.notice, shown=self.shown)
             except DialError as error:
                 if error.fields:
                     await self._see_off(peer)

@@ -31,8 +31,11 @@ EVENTS: dict[str, str] = {
     "login_refused": "a client may not come in; `reason` is what the metrics count it as",
     "login_failed": "a log-in failed inside Cenote: a bug, please report it",
     "client_protocol_error": "a client sent what the protocol does not allow; its connection is closed",
+    "lookup_failed": "auth_query has failed; `reason` query: this user is taken for unknown; unreachable: nobody"
+    " can be looked up now",
     "password_file_ignored": "others may read the password file, so it is not used",
     "dial_failed": "a server connection could not be opened; `failure` is what that says about the others",
+    "server_notice": "a server, or a login event trigger there, said something when a connection was opened",
     "server_full": "a server had no connection to give; for a minute it is asked for no more than it gives now",
     "server_crowded": "what is ours and what others have there is more than the server has: lower the percentage,"
     " or have the others go through here too",

@@ -212,9 +212,14 @@ class _Entry:
         if rule is None:
             raise no_rule(arrival)
         by_scram = rule.method == "md5" and self._strangers_by_scram()
-        proof = await admit(
-            self.peer, arrival, rule, gate.maps, self._find, gate.keys, strangers_by_scram=by_scram
-        )
+        try:
+            proof = await admit(
+                self.peer, arrival, rule, gate.maps, self._find, gate.keys, strangers_by_scram=by_scram
+            )
+        except Refusal as refusal:
+            if gate.secrets is not None and refusal.sqlstate == "28P01":
+                gate.secrets.doubt(self.database, self.user)
+            raise
         if proof is not None and gate.secrets is not None:
             gate.secrets.proven(self.database, self.user, proof.verifier, proof.client_key)
         return rule.method
@@ -234,8 +239,10 @@ class _Entry:
 
     def _strangers_by_scram(self) -> bool:
         """With md5, whether those who are known log in by SCRAM: all that is known are verifiers."""
+        if self.gate.secrets is not None:
+            return bool(self.gate.secrets.strangers_by_scram())
         stored = [user.password for user in self.gate.config.users.values() if user.password]
-        return all(map(is_verifier, stored)) if stored else self.gate.secrets is not None
+        return bool(stored) and all(map(is_verifier, stored))
 
     def _peer_name(self) -> str:
         name = self.peer.transport.get_extra_info("peername")

@@ -126,6 +126,9 @@ _PROXY_COUNTERS = (
     ("transactions", "Transactions ended.", "transactions"),
     ("queries", "Requests answered.", "queries"),
     ("errors", "Requests answered with an error.", "errors"),
+    ("conversions", "Connections made to carry a client's settings.", "conversions"),
+    ("audits", "Sessions that were asked about.", "audits"),
+    ("incidents", "Sessions that were not what they were taken for.", "incidents"),
     ("recovered_plans", "Invalid cached plans kept from clients.", "recovered_plans"),
     ("replays", "Requests sent once more, on another server connection.", "replays"),
 )

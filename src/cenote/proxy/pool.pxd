@@ -31,6 +31,7 @@ cdef class ProxyPool(Lender):
     cdef public dict audited
     cdef public object customs
     cdef public bint customs_due
+    cdef public bint minds_sequences
     cdef public long max_pinned
     cdef public bint refuses_pins
     cdef public dict ledger

@@ -16,7 +16,7 @@ from cenote.errors import ProtocolError
 from cenote.proxy.prepared import Statement, fingerprint_of, meaning
 from cenote.proxy.roles import Borrower, Lender
 from cenote.proxy.server import ServerConnection
-from cenote.proxy.settings import Settings, conversion, put_back
+from cenote.proxy.settings import ROLES, Settings, conversion, put_back
 from cenote.proxy.state import HELD, Told, answer, patient, question
 from cenote.reasons import ADVICE, TEXT, Pinned, fatal_failure
 from cenote.sql import touch
@@ -52,6 +52,7 @@ class ProxyPool(Lender):
         forgets: they read as an empty string from then on
     ledger: how often which kind of text pinned, set or was refused; unlisted: what there was no more room for
     audited: fingerprints of texts that do more than they show, and whether they are known to touch session state
+    minds_sequences: somebody asks `currval` or `lastval`: a connection is to have no others' in it
     customs: names of custom settings that somebody may set
     tick: counts the uses of prepared statements, so that the oldest can be told
     welcome: what a client with these settings is told of the server's parameters, as messages
@@ -99,6 +100,7 @@ class ProxyPool(Lender):
         self.unlisted = 0
         self.customs: set[bytes] = set()
         self.customs_due = True
+        self.minds_sequences = False
         self.incidents = 0
         self.audits_done = 0
 
@@ -154,6 +156,9 @@ class ProxyPool(Lender):
         server.unparsed = False
         if self.audits_all:
             server.audit = True
+        if server.sequenced and self.minds_sequences:
+            server.sequenced = False
+            server.inject(b"DISCARD SEQUENCES", None)
         if client.stalled:
             server.mute()
 
@@ -282,13 +287,15 @@ class ProxyPool(Lender):
             if client.pin and not client.ties:
                 client.unpin()
             if kinds & touch.SETTINGS:
-                roles = () if kinds & touch.ROLE or client.settings is None else client.settings.roles()
                 items = dict(client.startup.items) if client.startup is not None else {}
-                items.update(roles)
+                if not kinds & touch.ROLE:
+                    roles = client.settings.roles() if client.settings is not None else ()
+                    items = {name: value for name, value in items.items() if name not in ROLES} | dict(roles)
                 client.settings = self.settings_of(tuple(sorted(items.items())))
                 self.carry(server, client.settings)
-                if self.put_back(client, server, untold):
+                if self.put_back(client, server, untold, kinds & touch.ROLE != 0):
                     return
+                untold = False
         if untold:
             client.write(messages.ready(bytes((server.status,))))
         client.go_on_after(server)
@@ -302,14 +309,19 @@ class ProxyPool(Lender):
         server.settings = settings
         server.slot.settings = settings
 
-    def put_back(self, client: Borrower, server: ServerConnection, untold: bool) -> bool:
+    def put_back(self, client: Borrower, server: ServerConnection, untold: bool, roles: bool) -> bool:
         """A RESET has led to the server's base state, and the client's is another: give it that. Whether there is
         something to wait for.
 
         :param untold: the client waits for its ReadyForQuery
+        :param roles: its role may have gone, too
         """
         items = {**self.base_items, **dict(client.startup.items if client.startup is not None else ())}
+        if not roles:
+            items = {name: value for name, value in items.items() if name not in ROLES}
         if not items:
+            if untold:
+                client.write(messages.ready(bytes((server.status,))))
             return False
         client.holding = True
         client.asking = True
@@ -411,7 +423,7 @@ class ProxyPool(Lender):
             self.note(f"pinned: {reason}", client.text)
             self.works.log_pin(client, reason)
 
-    def pins_none(self, touches: int) -> bool:
+    def pins_none(self) -> bool:
         """Whether one more client may not keep its connection."""
         return bool(self.refuses_pins or self.pinned >= self.max_pinned)
 

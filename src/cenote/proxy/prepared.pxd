@@ -17,6 +17,7 @@ cdef class Reading:
     cdef public bint resets
     cdef public bytes fingerprint
     cdef public int ends
+    cdef public int ties
     cdef public bint hidden
     cdef public bint matters
 

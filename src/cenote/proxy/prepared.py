@@ -45,6 +45,7 @@ class Reading:
     customs: names of custom settings it may touch
     names_at: which of its parameters are names of settings; untold: it computes names, and nobody can tell which
     resets: it may take a setting back to the server's base state, which is not the client's
+    ties: kinds of state that it may leave and that keep a connection
     ends: kinds of state that keep a connection and of which it may end the last
     hidden: it runs code that the text does not show; fingerprint: what texts that differ in literals only share
     matters: something has to be done about it before it runs
@@ -63,6 +64,7 @@ class Reading:
         resets: bool = False,
         fingerprint: bytes = b"",
         ends: int = 0,
+        ties: int = 0,
     ) -> None:
         self.touches = touches
         self.copies = copies
@@ -75,6 +77,7 @@ class Reading:
         self.resets = resets
         self.fingerprint = fingerprint
         self.ends = ends
+        self.ties = ties
         self.hidden = fingerprint != b""
         self.matters = bool(touches or copies or reads & touch.SEQUENCE)
 
@@ -110,6 +113,7 @@ def _read(text: bytes) -> Reading:
     # EXECUTE needs the names to be the client's, as PREPARE does.
     touches = verdict.touches | verdict.reads & touch.PREPARED
     copies = may_copy(text)
+    clears = clearing(latin) if touches else 0
     hides = verdict.hidden or bool(verdict.unknown_functions)
     ends = (HELD if hides else 0) | verdict.reads & touch.CURSOR
     if not (touches or copies or ends or verdict.reads & touch.SEQUENCE):
@@ -132,7 +136,7 @@ def _read(text: bytes) -> Reading:
         touches,
         copies,
         verdict.reads,
-        clearing(latin) if touches else 0,
+        clears,
         builtin=any_setting or len(customs) < len(names),
         customs=tuple(customs[:_MAX_CUSTOMS]),
         names_at=tuple(names_at),
@@ -140,7 +144,21 @@ def _read(text: bytes) -> Reading:
         resets=bool(touches & (touch.SETTINGS | touch.ROLE | touch.UNKNOWN)) and _RESETS.search(text) is not None,
         fingerprint=fingerprint_of(text) if hides else b"",
         ends=ends,
+        ties=_ties(text, touches, clears),
     )
+
+
+def _ties(text: bytes, touches: int, clears: int) -> int:
+    """What of this is not only undone: to undo one lock of many touches locks, but is no reason to pin."""
+    ties = touches & (HELD | touch.SEQUENCE | touch.LOAD)
+    if not ties or not touches & ~clears or _UNDOES.fullmatch(text):
+        return 0
+    if b"advisory" not in text.lower().replace(b"pg_advisory_unlock", b""):
+        ties &= ~touch.ADVISORY
+    return ties
+
+
+_UNDOES = re.compile(rb"\s*(?:unlisten|deallocate)\b[^;]*;?\s*", re.IGNORECASE)
 
 
 def fingerprint_of(text: bytes) -> bytes:

@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from cenote.errors import ConfigError
 from cenote.proxy.auth.maps import NO_MAPS, load_maps
 from cenote.proxy.auth.rules import Rule, load_rules
+from cenote.proxy.auth.users_file import load_users
 from cenote.proxy.balancer import Balancers
 from cenote.wire import md5
 from cenote.wire.scram import Verifier
@@ -145,7 +146,7 @@ def problems_between(
         problems += _nothing(config)
         for name, user in config.users.items():
             problems += _log_in(config, name, user)
-        problems += [*_listening(config), *_files(config), *_rules(config)]
+        problems += [*_listening(config), *_files(config), *_rules(config), *_users(config)]
     return problems
 
 
@@ -175,7 +176,7 @@ def _names(config: Config) -> Iterator[str]:
     if CONSOLE in config.databases:
         yield f"databases.{CONSOLE}: this name is the virtual database's; give yours another one (and `dbname`)"
     for name in config.admin_users:
-        if name not in config.users:
+        if name not in config.users and config.users_file is None:
             yield f"admin_users = {name!r}: not in users{near(name, config.users)}"
     if config.listen.tls_key is not None and config.listen.tls_cert is None:
         yield "listen.tls_key: there is no listen.tls_cert that it belongs to"
@@ -212,7 +213,7 @@ def _sizes(config: Config, options_of: Callable[[Config, str, str], Any]) -> Ite
 def _nothing(config: Config) -> Iterator[str]:
     if not config.databases:
         yield "databases: there are none; add a table such as [databases.app]"
-    if not config.users:
+    if not config.users and config.users_file is None and not _asks(config):
         yield "users: there are none, so nobody could log in; add a table such as [users.app]"
 
 
@@ -222,7 +223,8 @@ def _log_in(config: Config, name: str, user: User) -> Iterator[str]:
     method = "" if by_rules else user.auth or config.auth
     where, stored = f"users.{name}.password", user.password
     if stored is None:
-        if method != "trust" and not by_rules:
+        elsewhere = config.users_file is not None or _asks(config)
+        if method != "trust" and not by_rules and not elsewhere:
             yield f"{where}: there is none, so this user can never log in with auth = {method!r}"
         return
     if not stored and method != "trust":
@@ -239,16 +241,36 @@ def _log_in(config: Config, name: str, user: User) -> Iterator[str]:
             Verifier.parse(stored)
         except ValueError as error:
             yield f"{where}: {error}"
-    else:
-        return
-    if user.server_password is None:
-        for database, known in config.databases.items():
-            if known.password is None and known.user in (None, name):
-                yield (
-                    f"{where}: from a verifier nobody can log in at the server of databases.{database}; give "
-                    f'users.{name}.server_password ("" where the server asks for none), or '
-                    f"databases.{database}.password"
-                )
+
+
+def _asks(config: Config) -> bool:
+    """Whether servers are asked who somebody is."""
+    return any(known.auth_user or config.auth_user for known in config.databases.values())
+
+
+def _users(config: Config) -> Iterator[str]:
+    """The users file, and what auth_query needs."""
+    known = set(config.users)
+    if config.users_file is not None:
+        try:
+            known |= load_users(config.users_file).keys()
+        except ConfigError as error:
+            yield from (f"users_file: {problem}" for problem in error.problems)
+            return
+        for name in config.admin_users:
+            if name not in known:
+                yield f"admin_users = {name!r}: neither in users nor in users_file{near(name, known)}"
+    queries = {"auth_query": config.auth_query} | {
+        f"databases.{name}.auth_query": database.auth_query
+        for name, database in config.databases.items()
+        if database.auth_query is not None
+    }
+    for key, query in queries.items():
+        if "$1" not in query:
+            yield f"{key}: it has no $1, which stands for the user's name"
+    for name, database in config.databases.items():
+        if (database.auth_query or database.auth_dbname) and not (database.auth_user or config.auth_user):
+            yield f"databases.{name}: there is no auth_user to look users up as"
 
 
 def _listening(config: Config) -> Iterator[str]:

@@ -97,12 +97,13 @@ Options of the command line win over the file.
 
 ## Passwords
 
-`users.X.password` is what the client proves. Where it is a verifier, Cenote cannot log in with it at the server:
-then `users.X.server_password`, or `password` of the database, must be there. An `md5...` password cannot be used
-with `auth = "scram-sha-256"`; with `auth = "md5"`, a user with a SCRAM verifier proves it by SCRAM, as PostgreSQL
-does it. `auth = "password"` takes a password in clear text, over TLS or a Unix socket only. `auth = "trust"` lets
-everybody in who knows a name: it is never a default, and `serve` and `check-config` warn of it. An empty password
-proves nothing and is a problem.
+`users.X.password` is what the client proves. Where it is a verifier, the key in the client's proof logs in at the
+server, if that has the same verifier; else `users.X.server_password`, or `password` of the database, is needed.
+Users can come from a file or from the server as well: [authentication.md](authentication.md). An `md5...` password
+cannot be used with `auth = "scram-sha-256"`; with `auth = "md5"`, a user with a SCRAM verifier proves it by SCRAM,
+as PostgreSQL does it. `auth = "password"` takes a password in clear text, over TLS or a Unix socket only.
+`auth = "trust"` lets everybody in who knows a name: it is never a default, and `serve` and `check-config` warn of
+it. An empty password proves nothing and is a problem.
 """
 
 

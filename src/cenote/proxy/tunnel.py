@@ -13,6 +13,7 @@ import contextlib
 from typing import Any
 
 from cenote.proxy.auth.keys import KeyCache
+from cenote.proxy.auth.secrets import Secrets
 from cenote.proxy.dial import DialError, dial, send_cancel
 from cenote.proxy.login import Login
 from cenote.proxy.peer import Peer
@@ -34,13 +35,23 @@ class Tunnels:
     def __len__(self) -> int:
         return len(self._running)
 
-    async def run(self, client: Any, login: Login, target: Target, *, timeout: float, key: bytes = b"") -> bool:
+    async def run(
+        self,
+        client: Any,
+        login: Login,
+        target: Target,
+        *,
+        timeout: float,
+        key: bytes = b"",
+        secrets: Secrets | None = None,
+    ) -> bool:
         """Serve this client until either end is gone; both are closed then, and the client has heard of its end.
 
         Everything from AuthenticationOk on is sent here. Cancelling it ends both ends at once.
 
         :param client: logged in, its inbox still attached
         :param timeout: seconds to open the server connection
+        :param secrets: what is known of the target's role beside its password
         :param key: the BackendKeyData message that `cancel` belongs to; b"": this client cannot cancel
         :return: False: it was refused, and told why
         """
@@ -50,16 +61,19 @@ class Tunnels:
         self._running[client] = None
         try:
             parameters = {**login.parameters, b"replication": login.replication or b"true"}
-            server = await dial(
-                End,
-                target.database,
-                target.user,
-                target.password,
-                parameters,
-                timeout,
-                self._keys,
-                dbname=target.dbname,
-            )
+            if secrets is not None:
+                server = await secrets.dial(target, End, parameters, timeout)
+            else:
+                server = await dial(
+                    End,
+                    target.database,
+                    target.user,
+                    target.password,
+                    parameters,
+                    timeout,
+                    self._keys,
+                    dbname=target.dbname,
+                )
             self._running[client] = server
             await _join(client, server, key)
         except DialError as error:

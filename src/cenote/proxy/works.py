@@ -14,8 +14,8 @@ from typing import Any
 from cenote.core.machine import CLOSE, OPEN, PEEK, PING, RESET
 from cenote.core.slot import Slot
 from cenote.errors import ProtocolError
-from cenote.proxy.auth.keys import KeyCache
-from cenote.proxy.dial import DialError, dial, send_cancel
+from cenote.proxy.auth.secrets import Secrets
+from cenote.proxy.dial import DialError, send_cancel
 from cenote.proxy.log import get_log
 from cenote.proxy.pool import Guest, ProxyPool
 from cenote.proxy.prepared import read
@@ -39,10 +39,9 @@ _IDLE = 0x49
 class Works:
     """The slow works of one pool. On the event loop."""
 
-    def __init__(self, pool: ProxyPool, target: Target, keys: KeyCache) -> None:
+    def __init__(self, pool: ProxyPool, target: Target) -> None:
         self.pool = pool
         self.target = target
-        self.keys = keys
         self.tasks: set[asyncio.Task[None]] = set()
         self.dials: set[asyncio.Task[None]] = set()
         self.loop = asyncio.get_running_loop()
@@ -166,16 +165,17 @@ class Works:
                 }
 
     async def _dial(self, timeout: float) -> ServerConnection:
-        target = self.target
-        return await dial(
-            lambda: ServerConnection(self.pool),
-            target.database,
-            target.user,
-            target.password,
-            {},
-            timeout,
-            self.keys,
-            dbname=target.dbname,
+        secrets: Secrets = self.pool.daemon.gate.secrets
+        return await secrets.dial(self.target, lambda: ServerConnection(self.pool), {}, timeout, self._noticed)
+
+    def _noticed(self, fields: dict[str, str]) -> None:
+        """The server, or a login event trigger, says something to whoever logs in: nobody but us is there."""
+        log.warning(
+            "server_notice",
+            pool=self.pool.name,
+            severity=fields.get("V"),
+            sqlstate=fields.get("C"),
+            text=fields.get("M"),
         )
 
     # -- looking ----------------------------------------------------------------------------------------------

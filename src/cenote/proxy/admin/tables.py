@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from cenote.proxy.admin import about, shares, traffic
+from cenote.proxy.admin import about, ledger, shares, traffic
 from cenote.proxy.admin.orders import ORDERS
 from cenote.proxy.admin.table import Row, Table
 from cenote.proxy.admin.values import Column
@@ -31,6 +31,7 @@ TABLES = (
     traffic.SERVERS,
     traffic.STATS,
     *shares.TABLES,
+    *ledger.TABLES,
     about.CONFIG,
     about.REASONS,
     about.LOGINS,

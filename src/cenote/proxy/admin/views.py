@@ -51,6 +51,9 @@ class PoolFigures:
     errors: int
     bytes_from_clients: int
     bytes_to_clients: int
+    conversions: int
+    audits: int
+    incidents: int
     recovered_plans: int
     replays: int
     transaction: Distribution
@@ -118,6 +121,9 @@ def pool_figures(pool: Any, now: float) -> PoolFigures:
         errors=pool.errors,
         bytes_from_clients=pool.bytes_from_clients,
         bytes_to_clients=pool.bytes_to_clients,
+        conversions=pool.conversions,
+        audits=pool.audits_done,
+        incidents=pool.incidents,
         recovered_plans=pool.recovered_plans,
         replays=pool.replays,
         transaction=Distribution.of(pool.transaction_s),

@@ -1,6 +1,7 @@
 """The log-in conversation at a server, from the startup packet to the first ReadyForQuery.
 
-Trust, password in clear text, MD5 and SCRAM-SHA-256; the server's own proof is checked where the method has one.
+Trust, password in clear text, MD5 and SCRAM-SHA-256, bound to the server's certificate over TLS; the server's own
+proof is checked where the method has one.
 It refuses what the protocol does not allow and methods it does not know, and never retries: which socket to
 talk on and whether to try another is for `dial.py`.
 
@@ -14,11 +15,12 @@ from typing import Any, Protocol
 
 from cenote.errors import ProtocolError
 from cenote.proxy.auth import say
-from cenote.proxy.auth.keys import KeyCache
+from cenote.proxy.auth.keys import ClientKeys, KeyCache
 from cenote.proxy.inbox import Inbox
 from cenote.reasons import Failure, failure_of
 from cenote.wire import md5, messages
-from cenote.wire.scram import ClientExchange
+from cenote.wire.binding import server_end_point
+from cenote.wire.scram import ClientExchange, Keys
 
 _OK, _CLEARTEXT, _MD5, _SASL, _SASL_CONTINUE, _SASL_FINAL = 0, 3, 5, 10, 11, 12
 _FOREIGN = {2: "Kerberos V5", 6: "SCM credentials", 7: "GSSAPI", 8: "GSSAPI", 9: "SSPI"}
@@ -95,17 +97,20 @@ async def log_in(
     version: int,
     keys: KeyCache,
     notice: Callable[[dict[str, str]], None] | None = None,
+    *,
+    shown: ClientKeys | None = None,
 ) -> None:
     """Log in and fill `parameters`, `backend_pid`, `backend_secret` and `version` of the peer.
 
     :param startup: the startup packet's content: user, database, settings
     :param password: None: there is none. For MD5 its stored form will do
     :param notice: is given the fields of each notice
+    :param shown: what logs in by SCRAM where there is no password, if the server has the same verifier
     :raises DialError: the server says no.
     :raises ProtocolError: it does not keep to the protocol.
     :raises ConnectionResetError: it hung up.
     """
-    conversation = _Conversation(peer, startup, password, version, keys)
+    conversation = _Conversation(peer, startup, password, version, keys, shown)
     pairs: list[tuple[Any, Any]] = list(startup.items())
     peer.version = version
     say(peer, messages.startup(pairs, version))
@@ -138,7 +143,13 @@ class _Conversation:
     """Where one log-in is. `in_and_proven`: AuthenticationOk has come, after all that must come before it."""
 
     def __init__(
-        self, peer: Dialed, startup: Mapping[bytes, bytes], password: str | None, version: int, keys: KeyCache
+        self,
+        peer: Dialed,
+        startup: Mapping[bytes, bytes],
+        password: str | None,
+        version: int,
+        keys: KeyCache,
+        shown: ClientKeys | None,
     ) -> None:
         assert peer.inbox is not None
         self.peer = peer
@@ -147,6 +158,7 @@ class _Conversation:
         self.given = password
         self.asked_version = version
         self.keys = keys
+        self.shown = shown
         self.in_and_proven = False
         self.first = False  # the message last read is the very first
         self._count = 0
@@ -222,9 +234,12 @@ class _Conversation:
             secret = password if md5.is_stored(password) else md5.stored(self.user, password)
             say(self.peer, messages.password(messages.cstring(md5.response(secret, data))))
         elif code == _SASL:
-            self._password()
+            if self.shown is None:
+                self._password()
             offered = [name.decode("ascii", "replace") for name in messages.cstrings(data) if name]
-            exchange: ClientExchange = _checked(ClientExchange, offered)
+            certificate = self.peer.tls.peer_certificate if self.peer.tls is not None else None
+            binding = server_end_point(certificate) if certificate is not None else None
+            exchange: ClientExchange = _checked(lambda: ClientExchange(offered, binding=binding))
             first = exchange.first()
             self._exchange = exchange
             say(
@@ -236,14 +251,32 @@ class _Conversation:
 
     async def _answer_challenge(self, exchange: ClientExchange, data: bytes) -> None:
         _checked(exchange.challenge, data)
-        keys = await self.keys.keys(self._password(), exchange.salt, exchange.iterations)
+        keys = await self._keys_for(exchange)
         say(self.peer, messages.password(exchange.final(keys)))
         self._proof_due = True
+
+    async def _keys_for(self, exchange: ClientExchange) -> Keys:
+        """Of the password, or else those that the client has shown."""
+        user = self.user.decode("utf-8", "replace")
+        if self.given and md5.is_stored(self.given):
+            raise _no_way(f'the server asks for SCRAM, and of user "{user}" only an md5 hash is known')
+        if self.given or self.shown is None:
+            return await self.keys.keys(self._password(), exchange.salt, exchange.iterations)
+        if (exchange.salt, exchange.iterations) != (self.shown.salt, self.shown.iterations):
+            raise _no_way(
+                f'the server\'s verifier of user "{user}" is not the one that the client has proven itself by; has'
+                " its password changed? It can connect once both are the same",
+                "28P01",
+            )
+        return self.shown.keys
 
     def _password(self) -> str:
         if not self.given:
             user = self.user.decode("utf-8", "replace")
-            raise _no_way(f'the server asks for a password, and there is none for user "{user}"; configure one')
+            raise _no_way(
+                f'the server asks for a password, and there is none for user "{user}"; configure one, or let the'
+                " user log in here by SCRAM, with the verifier that the server has"
+            )
         return self.given
 
 
@@ -263,8 +296,8 @@ def _bare_error(data: bytes) -> DialError:
     return DialError("53300", f"the server says: {text}", Failure.TEMPORARY, fields={"S": "FATAL", "M": text})
 
 
-def _no_way(text: str) -> DialError:
-    return DialError("28000", text, Failure.PERMANENT)
+def _no_way(text: str, sqlstate: str = "28000") -> DialError:
+    return DialError(sqlstate, text, Failure.PERMANENT)
 
 
 def _checked(step: Callable[..., Any], *given: Any) -> Any:

@@ -1,0 +1,302 @@
+"""Session state that nobody thought of: random scripts of settings and roles, each played alone on PostgreSQL and,
+among others, through the proxy, which has two server connections for all of them. Every client must hear what it
+would hear if it were alone, and be told the same of the server's parameters.
+
+A custom setting that has no value may read as an empty string: PostgreSQL never forgets its name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import strategies as st
+from proxy_kit import RunningProxy, config_for, logged_in
+from scripts_BD import SYNC, query, run
+
+from cenote import embedded
+from cenote.testing.postgres import wait_until
+from cenote.testing.wire import Address, Message, RawClient, rows
+from pool_kit import Admin
+
+# The long profile looks as far as it says, and looks for the shortest scripts that fail: that may take minutes.
+LONG = settings().max_examples > 100
+EXAMPLES = settings().max_examples if LONG else 30
+PHASES = tuple(Phase) if LONG else (Phase.generate,)
+DEADLINE_S = 30.0  # one example
+CONNECTIONS = 2
+
+ROLES = ("state_reader", "state_writer")
+NAMES = ("work_mem", "datestyle", "timezone", "search_path", "app.tenant", "app.user")
+VALUES = {
+    "work_mem": ("5MB", "6144kB", "nonsense"),
+    "datestyle": ("German", "dmy", "ISO, MDY"),
+    "timezone": ("Asia/Tokyo", "UTC", "-7"),
+    "search_path": ("a, b", "", "pg_catalog"),
+    "app.tenant": ("one", "two", ""),
+    "app.user": ("1", "it's \\ me"),
+}
+PROBES = (
+    *(f"SELECT current_setting('{name}', true)" for name in NAMES),
+    "SHOW work_mem",
+    "SHOW TIME ZONE",
+    "SHOW client_encoding",
+    "SELECT current_user, session_user, current_setting('role')",
+)
+PROBE_ALL = (
+    "SELECT "
+    + ", ".join(f"current_setting('{name}', true)" for name in NAMES)
+    + ", current_user, session_user, current_setting('role'), current_setting('client_encoding')"
+    ", current_setting('default_transaction_isolation'), current_setting('transaction_isolation')"
+    ", current_setting('intervalstyle'), current_setting('application_name')"
+)
+
+
+@dataclass(frozen=True)
+class Said:
+    """One text, as a Query or, with its values, as a batch of the extended protocol."""
+
+    text: str
+    values: tuple[str, ...] = ()
+
+    def message(self, extended: bool) -> bytes:
+        return run(self.text, *self.values) + SYNC if extended or self.values else query(self.text)
+
+
+@dataclass(frozen=True)
+class Script:
+    """One client: what it logs in with, its protocol, and what it says."""
+
+    params: dict[str, str]
+    extended: bool
+    said: list[Said]
+
+    def __str__(self) -> str:
+        how = "extended" if self.extended else "simple"
+        return f"{how}, {self.params}:\n" + "\n".join(f"    {said.text} {said.values or ''}" for said in self.said)
+
+
+def quoted(value: str) -> str:
+    """As a literal, whatever standard_conforming_strings says."""
+    return ("E'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'") if "\\" in value else "'" + value + "'"
+
+
+def _pairs() -> st.SearchStrategy[tuple[str, str]]:
+    return st.sampled_from([(name, value) for name, values in VALUES.items() for value in values])
+
+
+def _set(scope: str, pair: tuple[str, str]) -> Said:
+    name, value = pair
+    listed = value if name in ("search_path", "datestyle") and value else quoted(value)
+    return Said(f"SET {scope} {name} = {listed}")
+
+
+def _config(pair: tuple[str, str], local: bool, bound: bool) -> Said:
+    name, value = pair
+    if bound:
+        return Said(f"SELECT set_config($1, $2, {local})", pair)
+    return Said(f"SELECT set_config('{name}', {quoted(value)}, {local})")
+
+
+def said(*texts: str) -> st.SearchStrategy[Said]:
+    return st.sampled_from([Said(text) for text in texts])
+
+
+SETS = st.builds(_set, st.sampled_from(["", "", "SESSION", "LOCAL"]), _pairs())
+CONFIGS = st.builds(_config, _pairs(), st.booleans(), st.booleans())
+RESETS = st.one_of(
+    st.sampled_from(NAMES).map(lambda name: Said(f"RESET {name}")),
+    st.sampled_from(NAMES).map(lambda name: Said(f"SET {name} TO DEFAULT")),
+    said(
+        "RESET ALL", "RESET ALL", "DISCARD ALL", "SET LOCAL work_mem TO DEFAULT", "SET LOCAL datestyle TO DEFAULT"
+    ),
+)
+TRANSACTIONS = said(
+    *("BEGIN", "BEGIN", "BEGIN", "COMMIT", "COMMIT", "ROLLBACK", "ROLLBACK", "COMMIT AND CHAIN"),
+    *("SAVEPOINT a", "SAVEPOINT b", "ROLLBACK TO a", "ROLLBACK TO b", "RELEASE a"),
+    *("SELECT 1/0", "SELECT nonsense", "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"),
+)
+WHO = said(
+    *(f"SET {scope} ROLE {role}" for scope in ("", "LOCAL") for role in (*ROLES, "none", "app")),
+    *("RESET ROLE", "SET SESSION AUTHORIZATION DEFAULT", "RESET SESSION AUTHORIZATION"),
+    *("SET SESSION AUTHORIZATION app", "SET SESSION AUTHORIZATION state_reader"),
+)
+OTHERS = said(
+    *("SET TIME ZONE 'America/New_York'", "SET TIME ZONE LOCAL", "SET LOCAL TIME ZONE DEFAULT"),
+    *(
+        "SET TIME ZONE INTERVAL '+03:30' HOUR TO MINUTE",
+        "SET NAMES 'UTF8'",
+        "SET NAMES 'LATIN1'",
+        "SET NAMES DEFAULT",
+    ),
+    "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+    *("RESET default_transaction_isolation", "SET SCHEMA 'elsewhere'", "SET application_name = 'me'"),
+)
+# More than one statement in a text is for the simple protocol only; the extended one answers with an error.
+MANY = said(
+    "SET work_mem = '9MB'; SELECT 1/0",
+    "SET app.tenant = 'both'; SET work_mem = '10MB'",
+    "BEGIN; SET app.user = 'within'; COMMIT; SET app.tenant = 'behind'",
+    "BEGIN; SET work_mem = '11MB'; ROLLBACK",
+    "SELECT set_config('app.user', 'many', false); SELECT set_config('work_mem', '12MB', true)",
+)
+LINES = st.one_of(
+    SETS, SETS, CONFIGS, RESETS, TRANSACTIONS, TRANSACTIONS, WHO, OTHERS, MANY, said(*PROBES), said(*PROBES)
+)
+STARTUPS = st.fixed_dictionaries(
+    {},
+    optional={
+        "DateStyle": st.sampled_from(["German", "SQL, DMY"]),
+        "TimeZone": st.sampled_from(["Europe/Paris", "UTC"]),
+        "search_path": st.sampled_from(["c, public", "pg_temp"]),
+        "client_encoding": st.sampled_from(["UTF8", "LATIN1"]),
+        "work_mem": st.just("7MB"),
+        "options": st.sampled_from(
+            [
+                "-c app.tenant=born",
+                "-c work_mem=8MB -c app.user=born",
+                "-c intervalstyle=iso_8601",
+                "-c role=state_reader",
+            ]
+        ),
+    },
+)
+SCRIPTS = st.lists(
+    st.builds(Script, STARTUPS, st.booleans(), st.lists(LINES, min_size=3, max_size=12)), min_size=1, max_size=6
+)
+
+
+class Player:
+    """Plays one script on one connection, line by line.
+
+    heard: by line, what came back and what the client then takes the server's parameters for
+    """
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.lines = [*script.said, Said("ROLLBACK"), Said(PROBE_ALL)]
+        self.at = 0
+        self.status = "I"
+        self.heard: list[Any] = []
+        self.client: RawClient
+
+    async def start(self, address: Address, login: Any) -> None:
+        self.client = await logged_in(address, login, params=self.script.params, timeout=10.0)
+        self.heard.append(dict(self.client.parameters))
+
+    @property
+    def ended(self) -> bool:
+        return self.at == len(self.lines)
+
+    async def step(self) -> None:
+        """Say the next line and hear the answer."""
+        line = self.lines[self.at]
+        self.at += 1
+        await self.client.send(line.message(self.script.extended))
+        answer = await self.client.until_ready()
+        self.status = answer[-1].body.decode()
+        self.heard.append((line.text, [_told(m) for m in answer if m.kind != "S"], dict(self.client.parameters)))
+
+
+def _told(message: Message) -> Any:
+    """A message as it is compared: an unset custom setting is an empty one."""
+    if message.kind == "D":
+        return tuple(column or "" for column in rows([message])[0])
+    if message.kind in "EN":
+        return message.kind, message.fields["C"], message.fields["M"]
+    if message.kind == "T":
+        return "T"
+    return message.kind, message.body
+
+
+async def alone(server: Any, script: Script) -> list[Any]:
+    """What PostgreSQL says to it."""
+    player = Player(script)
+    await player.start(Address(server.host, server.port), server)
+    while not player.ended:
+        await player.step()
+    await player.client.terminate()
+    return player.heard
+
+
+async def among_others(proxy: RunningProxy, scripts: Sequence[Script], dice: random.Random) -> list[list[Any]]:
+    """What the proxy says to each: line by line, whose turn it is is drawn, and no more are in a transaction at a
+    time than there are server connections."""
+    players = [Player(script) for script in scripts]
+    for player in players:
+        await player.start(proxy.address, proxy)
+    while going := [player for player in players if not player.ended]:
+        within = [player for player in going if player.status != "I"]
+        player = dice.choice(going if len(within) < CONNECTIONS else within)
+        await player.step()
+    for player in players:
+        await player.client.terminate()
+    return [player.heard for player in players]
+
+
+@pytest.fixture
+def roles(pg: embedded.Postgres) -> Iterator[None]:
+    """Roles that a client may take."""
+    admin = Admin(pg.superuser_dsn)
+    try:
+        for role in ROLES:
+            admin.rows(f"CREATE ROLE {role}")
+            admin.rows(f"GRANT {role} TO {pg.user}")
+        yield
+        for role in ROLES:
+            admin.rows(f"DROP ROLE {role}")
+    finally:
+        admin.conn.close()
+
+
+@pytest.mark.usefixtures("roles")
+def test_C_each_client_hears_what_it_would_hear_alone(pg: embedded.Postgres) -> None:
+    proxy = RunningProxy(config_for(pg, max_size=CONNECTIONS), pg).start()
+    try:
+        check = settings(
+            max_examples=EXAMPLES,
+            phases=PHASES,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+        )(given(SCRIPTS, st.integers(0, 1 << 32))(lambda scripts, seed: example(proxy, scripts, seed)))
+        check()
+    finally:
+        proxy.stop()
+
+
+def example(proxy: RunningProxy, scripts: list[Script], seed: int) -> None:
+    """Some scripts, both ways."""
+    for script in scripts:
+        note(str(script))
+
+    async def compare() -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            wanted = [await alone(proxy.server, script) for script in scripts]
+            try:
+                heard = await among_others(proxy, scripts, random.Random(seed))
+            finally:
+                for client in list(RawClient.live):
+                    await client.abort()
+            for number, (got, said) in enumerate(zip(heard, wanted, strict=True)):
+                differing = [
+                    f"\n  PostgreSQL: {theirs}\n  the proxy:  {ours}"
+                    for theirs, ours in zip(said, got, strict=True)
+                    if theirs != ours
+                ]
+                assert not differing, f"client {number}: {''.join(differing[:3])}"
+
+    asyncio.run(compare())
+    # What this example has leaked must not fail those behind it.
+    leaked, proxy.incidents = proxy.incidents, incidents(proxy)
+    proxy.clean()
+    assert proxy.incidents == leaked, "a session leaked"
+
+
+def incidents(proxy: RunningProxy) -> int:
+    """How often a session was found to be another than it was taken for."""
+    wait_until(lambda: not proxy.clients() and not proxy.counts()["resetting"], what="all is audited")
+    return int(proxy.call(lambda: sum(pool.incidents for pool in proxy.pools())))
