@@ -225,9 +225,8 @@ class Secrets:
         if known is None or role is None:
             return None
         dbname = known.auth_dbname or known.dbname or database
-        return self._lookups.at(
-            known, dbname, role, self._password_of(role)
-        ), known.auth_query or config.auth_query
+        lookup = self._lookups.at(known, dbname, role, self._password_of(role))
+        return lookup, known.auth_query or config.auth_query
 
     def _password_of(self, role: str) -> str | None:
         """Of a role that looks others up."""
@@ -253,6 +252,7 @@ class Secrets:
         if answer is not None and not fresh and loop.time() < answer.fresh_until:
             return answer
         lookup, query = where
+        began = loop.time()
         found = None
         try:
             found = await lookup.ask(query, user)
@@ -267,10 +267,9 @@ class Secrets:
                 detail="The server that knows them does not answer, or does not let us in.",
                 hint="Try again later; the pooler's log has the reason.",
             ) from None
-        now = loop.time()
         self._answers.pop(key, None)
         good_s = found.seconds_left if found is not None else 0.0
-        answer = self._answers[key] = _Answer(found, now + good_s, now + KEEP_S)
+        answer = self._answers[key] = _Answer(found, began + good_s, began + KEEP_S)
         if len(self._answers) > _MOST:
             del self._answers[next(iter(self._answers))]
         return answer
