@@ -32,6 +32,17 @@ def pair(proxy_for, pg: Postgres) -> RunningProxy:
 # -- C1: SET and RESET outside of a transaction ------------------------------------------------------------------
 
 
+@wire
+async def test_C1_what_comes_in_two_halves_while_the_server_is_asked_is_one_message(pair):
+    async with await pair.client() as client:
+        for number in range(1, 21):
+            message = query("SHOW work_mem")
+            await client.send(query(f"SET work_mem = '{number}MB'") + message[:7])
+            await client.until_ready()
+            await client.send(message[7:])
+            assert rows(await client.until_ready()) == [(f"{number}MB",)]
+
+
 @EXTENDED
 @wire
 async def test_C1_what_a_client_sets_follows_it_and_nobody_else(pair, extended):

@@ -14,10 +14,11 @@ from typing import Any
 from cenote.core.machine import CLOSE, OPEN, PEEK, PING, RESET
 from cenote.core.slot import Slot
 from cenote.errors import ProtocolError
+from cenote.proxy.asking import Guest
 from cenote.proxy.auth.secrets import Secrets
 from cenote.proxy.dial import DialError, send_cancel
 from cenote.proxy.log import get_log
-from cenote.proxy.pool import Guest, ProxyPool
+from cenote.proxy.pool import ProxyPool
 from cenote.proxy.prepared import read
 from cenote.proxy.replies import NONE, OWN_QUERY, OWN_SYNC, QUERY, SYNC
 from cenote.proxy.server import ServerConnection

@@ -1,0 +1,139 @@
+"""What the proxy itself wants of a server connection: to borrow one for a moment, to have it carry settings, to be
+told what has become of a session. Each is a query of our own with something to do behind its answer.
+
+It decides nothing: what an answer means is the pool's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cenote.errors import ProtocolError
+from cenote.proxy.roles import Borrower
+from cenote.proxy.state import answer, patient, question
+from cenote.reasons import Pinned
+from cenote.sql import touch
+from cenote.wire import messages
+
+
+class Guest(Borrower):
+    """A borrower of our own: it wants a connection with certain settings for a moment, as a client would.
+
+    there: done with None when it has one, with the error message otherwise
+    """
+
+    def __init__(self, pool: Any, settings: Any, there: Any) -> None:
+        super().__init__()
+        self.pool = pool
+        self.settings = settings
+        self.there = there
+        self.address = "cenote"
+
+    def granted(self, server: Any) -> None:
+        self.waiter = None
+        if not self.pool.convert(self, server):
+            self.go_on()
+
+    def go_on(self) -> None:
+        self.holding = False
+        self.end(None)
+
+    def refuse(self, error: bytes) -> None:
+        """There is no connection."""
+        self.waiter = None
+        self.end(error)
+
+    def misfit(self, error: bytes) -> None:
+        """The server refuses these settings."""
+        self.end(messages.message(b"E", error))
+
+    def server_lost(self, server: Any) -> None:
+        """The connection ended."""
+        self.fail("08006", "cenote: the server closed the connection unexpectedly")
+
+    def fail(self, sqlstate: str, text: str) -> None:
+        """The pool ends."""
+        self.end(messages.error("FATAL", sqlstate, text))
+
+    def end(self, error: bytes | None) -> None:
+        """Tell who waits."""
+        if not self.there.done():
+            self.there.set_result(error)
+
+    def write(self, data: bytes) -> None:
+        """Nobody reads it."""
+
+    def mute(self) -> None:
+        """There is nothing to stop."""
+
+
+class Learning:
+    """What is known of a question until the server answers."""
+
+    def __init__(self, pool: Any, client: Any, server: Any) -> None:
+        self.pool = pool
+        self.client = client
+        self.server = server
+        self.rows: list[bytes] = []
+        self.touches = client.touched
+        self.builtin = client.builtin
+        self.customs: set[bytes] = set()
+        self.again = False
+        self.untold = False
+
+    def ask(self, again: bool = False) -> None:
+        """Ask; again: its own statement_timeout was in the way."""
+        client = self.client
+        if self.touches & (touch.SETTINGS | touch.UNKNOWN) and client.customs:
+            self.customs = set(client.customs)
+        sql = question(self.touches, self.builtin, self.customs)
+        self.again = again
+        self.rows.clear()
+        self.server.inject(patient(sql) if again else sql, self.done, self.rows)
+
+    def done(self, error: bytes | None) -> None:
+        """The server has answered."""
+        client, server = self.client, self.server
+        if server.client is not client:
+            return  # it has left; the connection is cleaned for that
+        if error is not None and b"\0C57014\0" in error and not self.again:
+            self.ask(again=True)
+            return
+        client.touched = 0
+        client.builtin = False
+        client.asking = False
+        user = self.pool.works.target.user.encode()
+        try:
+            told = answer(self.rows, self.touches, self.builtin, user) if error is None else None
+        except ProtocolError:
+            told = None
+        if told is None:
+            client.keep(server, str(Pinned.UNKNOWN), touch.UNKNOWN)
+            client.go_on_after(server)
+            return
+        self.pool.learned(client, server, told, self.customs)
+
+    def put_back(self, error: bytes | None) -> None:
+        """The client's settings are back, or cannot be had."""
+        client, server = self.client, self.server
+        client.asking = False
+        if server.client is client:
+            if self.untold:
+                client.write(messages.ready(bytes((server.status,))))
+            if error is not None:
+                client.touched |= touch.SETTINGS
+                client.builtin = True
+            client.go_on_after(server)
+
+
+class Conversion:
+    """What is known of a conversion until the server answers."""
+
+    def __init__(self, pool: Any, client: Any, server: Any, settings: Any) -> None:
+        self.pool = pool
+        self.client = client
+        self.server = server
+        self.settings = settings
+
+    def done(self, error: bytes | None) -> None:
+        self.pool.converted(self.client, self.server, self.settings, error)
