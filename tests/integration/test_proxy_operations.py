@@ -206,6 +206,7 @@ async def test_pause_names_the_pinned_clients_that_it_waits_for(proxy: RunningPr
         console.add_notice_handler(lambda notice: heard.append(notice.message_primary or ""))
         client = await psycopg.AsyncConnection.connect(proxy.dsn, autocommit=True)
         await client.execute("LISTEN a")
+        await until(lambda: proxy.call(lambda: sum(pool.pinned for pool in proxy.pools())) == 1)
         paused = asyncio.create_task(console.execute("PAUSE"))
         await until(lambda: heard)
         pid = client.info.backend_pid

@@ -382,6 +382,22 @@ async def test_C17_so_is_one_that_has_loaded_a_library(proxy_for, pg):
             assert await pid_of(other) != pid
 
 
+@wire
+async def test_C15_a_notification_that_comes_while_the_server_is_asked_is_the_clients(single, pg):
+    async with await single.client() as client, await RawClient.connect((pg.host, pg.port)) as other:
+        await other.startup(pg.user, pg.database, pg.password)
+        await client.query("LISTEN c15")
+        answers = []
+        for number in range(100):
+            other.feed(query(f"NOTIFY c15, '{number}'"))
+            answers += await client.query("SET work_mem = '5MB'")
+        await other.trace(100)
+        while kinds(answers).count("A") < 100:
+            answers += await client.query("SELECT 1")
+        told = [message.body[4:] for message in answers if message.kind == "A"]
+        assert told == [b"c15\0%d\0" % number for number in range(100)]
+
+
 @pytest.mark.xfail(strict=True, reason="PREPARE by SQL pins until the client leaves")
 @EXTENDED
 @wire

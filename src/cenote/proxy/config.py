@@ -20,9 +20,10 @@ from cenote.proxy.problems import problems_between, told
 
 # Options of the library's pools that the daemon has no use for.
 _NOT_HERE = frozenset(("leak_after", "peek_after", "reset"))
-#: Name, secret, whether it may log in, whether the secret has expired.
+#: Name, secret, whether it may log in, how many seconds the secret is valid yet.
 AUTH_QUERY = (
-    "SELECT rolname, rolpassword, rolcanlogin, rolvaliduntil < pg_catalog.now()"
+    "SELECT rolname, rolpassword, rolcanlogin,"
+    " EXTRACT(epoch FROM rolvaliduntil) - EXTRACT(epoch FROM pg_catalog.now())"
     " FROM pg_catalog.pg_authid WHERE rolname = $1"
 )
 _DEFAULTS: dict[str, Any] = {"acquire_timeout": 120.0}

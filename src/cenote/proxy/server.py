@@ -188,6 +188,15 @@ class ServerConnection(Peer):
                     start = end
                 i = end
                 continue
+            if kind == _NOTIFICATION and drop and client is not None:
+                # It is the client's, whatever of ours is under way.
+                if end > n:
+                    break
+                if i > start:
+                    client.write(data[start:i])
+                client.write(data[i:end])
+                i = start = end
+                continue
             if end > n and kind not in (_NOTICE, _NOTIFICATION, _FUNCTION_RESULT):
                 if length > _HOLD_BYTES:
                     self._broken(f"a message of type {chr(kind)!r} of {length} bytes")
