@@ -40,6 +40,13 @@ from cenote.wire import messages
 BACKENDS = "SELECT pid FROM pg_stat_activity WHERE usename = %s AND backend_type = 'client backend'"
 
 
+@pytest.fixture(scope="module")
+def pg18() -> Iterator[embedded.Postgres]:
+    """A server that no other proxy has connections to."""
+    with embedded.Postgres(18, settings={"max_connections": 200}) as server:
+        yield server
+
+
 @pytest.fixture
 def admin(pg18: embedded.Postgres) -> Iterator[Admin]:
     """The superuser's look at the server, past the proxy."""

@@ -15,6 +15,9 @@ from cenote.reasons import Pinned
 from cenote.sql import touch
 from cenote.wire import messages
 
+_IDLE = 0x49
+_TRIES = 5  # under a statement_timeout of a millisecond even the shortest text is cancelled at times
+
 
 class Guest(Borrower):
     """A borrower of our own: it wants a connection with certain settings for a moment, as a client would.
@@ -75,10 +78,11 @@ class Learning:
         self.client = client
         self.server = server
         self.rows: list[bytes] = []
+        self.sql = b""
         self.touches = client.touched
         self.builtin = client.builtin
         self.customs: set[bytes] = set()
-        self.again = False
+        self.tries = 0
         self.untold = False
 
     def ask(self, again: bool = False) -> None:
@@ -87,7 +91,7 @@ class Learning:
         if self.touches & (touch.SETTINGS | touch.UNKNOWN) and client.customs:
             self.customs = set(client.customs)
         sql = question(self.touches, self.builtin, self.customs)
-        self.again = again
+        self.tries += 1
         self.rows.clear()
         self.server.inject(patient(sql) if again else sql, self.done, self.rows)
 
@@ -96,7 +100,7 @@ class Learning:
         client, server = self.client, self.server
         if server.client is not client:
             return  # it has left; the connection is cleaned for that
-        if error is not None and b"\0C57014\0" in error and not self.again:
+        if timed_out(error) and self.tries < _TRIES:
             self.ask(again=True)
             return
         client.touched = 0
@@ -116,6 +120,10 @@ class Learning:
     def put_back(self, error: bytes | None) -> None:
         """The client's settings are back, or cannot be had."""
         client, server = self.client, self.server
+        if timed_out(error) and self.tries < _TRIES and server.status == _IDLE:
+            self.tries += 1
+            server.inject(self.sql, self.put_back, None, True)
+            return
         client.asking = False
         if server.client is client:
             if self.untold:
@@ -129,11 +137,27 @@ class Learning:
 class Conversion:
     """What is known of a conversion until the server answers."""
 
-    def __init__(self, pool: Any, client: Any, server: Any, settings: Any) -> None:
+    def __init__(self, pool: Any, client: Any, server: Any, settings: Any, sql: bytes) -> None:
         self.pool = pool
         self.client = client
         self.server = server
         self.settings = settings
+        self.sql = sql
+        self.tries = 0
+
+    def ask(self) -> None:
+        """Send it."""
+        self.tries += 1
+        self.server.inject(self.sql, self.done)
 
     def done(self, error: bytes | None) -> None:
-        self.pool.converted(self.client, self.server, self.settings, error)
+        """The server has answered."""
+        if timed_out(error) and self.tries < _TRIES:
+            self.ask()
+        else:
+            self.pool.converted(self.client, self.server, self.settings, error)
+
+
+def timed_out(error: bytes | None) -> bool:
+    """A statement_timeout that was there before was in the way."""
+    return error is not None and b"\0C57014\0" in error

@@ -258,7 +258,7 @@ class ProxyPool(Lender):
             return False
         client.holding = True
         self.conversions += 1
-        server.inject(sql, Conversion(self, client, server, client.settings).done)
+        Conversion(self, client, server, client.settings, sql).ask()
         return True
 
     def converted(self, client: Borrower, server: ServerConnection, settings: Any, error: Any) -> None:
@@ -327,7 +327,8 @@ class ProxyPool(Lender):
         client.asking = True
         learning = Learning(self, client, server)
         learning.untold = untold
-        server.inject(put_back(items.items()), learning.put_back, None, True)
+        learning.sql = put_back(items.items())
+        server.inject(learning.sql, learning.put_back, None, True)
         return True
 
     def suspect(self, server: ServerConnection, fingerprint: bytes) -> bool:

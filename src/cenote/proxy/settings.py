@@ -23,6 +23,7 @@ _NAME_BYTES = 63  # longer ones are cut by the server
 
 APPLICATION_NAME = b"application_name"
 ROLES = (b"session_authorization", b"role")
+TIMEOUT = b"statement_timeout"
 
 
 class Settings:
@@ -88,6 +89,9 @@ def conversion(carried: Settings | None, wanted: Settings | None, base: dict[byt
     for name in ROLES:
         if name in after and (changes_role or before.get(name) != after[name]):
             statements.append(b"SELECT " + _set(name, literal(after[name])))
+    if statements and TIMEOUT in before:
+        # It may be too short even for this; behind the first statement it is out of the way.
+        statements.insert(0, b"SET LOCAL statement_timeout = 0")
     return b";".join(statements)
 
 

@@ -22,8 +22,8 @@ from cenote.proxy.pool import ProxyPool
 from cenote.proxy.prepared import read
 from cenote.proxy.replies import NONE, OWN_QUERY, OWN_SYNC, QUERY, SYNC
 from cenote.proxy.server import ServerConnection
-from cenote.proxy.settings import put_back
-from cenote.proxy.state import CUSTOM_NAME, CUSTOMS, answer, differences, question
+from cenote.proxy.settings import TIMEOUT, put_back
+from cenote.proxy.state import CUSTOM_NAME, CUSTOMS, answer, differences, patient, question
 from cenote.proxy.target import Target
 from cenote.reasons import Failure
 from cenote.sql import touch
@@ -307,6 +307,8 @@ class Works:
         rows: list[bytes] = []
         customs = pool.customs | server.stain
         sql = question(touch.UNKNOWN, True, customs)
+        if server.settings is not None and any(name == TIMEOUT for name, _ in server.settings.items):
+            sql = patient(sql)
         if await self._run(server, sql, max(0.1, deadline - monotonic()), rows) is not None:
             return False
         try:
