@@ -59,6 +59,12 @@ class ProtocolError(CenoteError):
     code = "P1004"
 
 
+class TargetUnusable(CenoteError):
+    """An instrument cannot measure this server: unreachable, log-in refused, too few free connections, gone."""
+
+    code = "P1005"
+
+
 class AcquireRefused(CenoteError):
     """An acquire was refused. `reason` is a word of `cenote.reasons.Refused`; subclasses name each."""
 
