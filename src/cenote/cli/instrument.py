@@ -20,7 +20,7 @@ Url = Annotated[
     str | None,
     typer.Argument(
         metavar="[URL]",
-        help="The server, as libpq takes it (postgresql://user@host/db, or 'service=name'); PGPASSWORD, PGPASSFILE "
+        help="The server, as libpq takes it (postgresql://user@host/db or service=name); PGPASSWORD, PGPASSFILE "
         "and PGSERVICE count. Without: a private server, started for this and removed afterwards.",
         show_default=False,
     ),
