@@ -13,6 +13,7 @@ from cenote.core.histogram import Histogram
 from cenote.core.machine import GRANT, REFUSE, SERVE, WAKE, Machine
 from cenote.core.slot import Slot
 from cenote.proxy.asking import Conversion, Learning
+from cenote.proxy.observe import Watch
 from cenote.proxy.prepared import Statement, fingerprint_of, meaning
 from cenote.proxy.roles import Borrower, Lender
 from cenote.proxy.server import ServerConnection
@@ -51,6 +52,7 @@ class ProxyPool(Lender):
     stained: stands for the base state on connections on which custom settings were set, which PostgreSQL never
         forgets: they read as an empty string from then on
     ledger: how often which kind of text pinned, set or was refused; unlisted: what there was no more room for
+    watch: the dry run, None where there is none
     audited: fingerprints of texts that do more than they show, and whether they are known to touch session state
     minds_sequences: somebody asks `currval` or `lastval`: a connection is to have no others' in it
     customs: names of custom settings that somebody may set
@@ -98,6 +100,7 @@ class ProxyPool(Lender):
         self.refuses_pins = options.unsafe == "refuse"
         self.ledger: dict[tuple[str, bytes], int] = {}
         self.unlisted = 0
+        self.watch = Watch(self) if options.observe else None
         self.customs: set[bytes] = set()
         self.customs_due = True
         self.minds_sequences = False
@@ -169,6 +172,8 @@ class ProxyPool(Lender):
         if server.asked_at:
             self._account(server, now)
         if client.pin:
+            if client.sight is not None:
+                client.sight.rests()
             return
         self._part(client, server)
         if server.hid:
@@ -359,7 +364,11 @@ class ProxyPool(Lender):
     def learned(self, client: Any, server: ServerConnection, told: Told, customs: set[bytes]) -> None:
         """The server has said what there is."""
         if told.settings is not None or told.roles is not None or customs:
-            self.note("settings", client.text)
+            # A role is asked for by itself unless other settings may have changed.
+            self.note(
+                f"carried: {Pinned.ROLE if told.settings is None and not customs else Pinned.SETTINGS}",
+                client.text,
+            )
             before = client.settings.items if client.settings is not None else ()
             client.settings = self.settings_of(told.items(before, self.base_items, customs))
             server.stain |= customs & told.customs.keys()
@@ -493,6 +502,8 @@ class ProxyPool(Lender):
             self.machine.abandon(waiter, now)
             waiter.data = None
         server = client.server
+        if client.sight is not None:
+            client.sight.watch.leaves(client)
         if client.pin:
             self.pinned -= 1
         if server is not None:
