@@ -10,6 +10,7 @@ from cenote._version import __version__
 from cenote.cli.check_config import check_config
 from cenote.cli.demo import demo
 from cenote.cli.options import options
+from cenote.cli.report import report
 from cenote.cli.serve import serve
 
 _HELP = """A connection pool for PostgreSQL.
@@ -29,6 +30,10 @@ For any driver in any language, as a daemon before the server (without a URL: a 
 
     cenote serve postgresql://...
 
+Is a running daemon ready for transaction mode, and what pins its clients:
+
+    cenote report postgresql://admin@127.0.0.1:6432/cenote
+
 See what that changes, on a private server, in under a minute:
 
     cenote demo
@@ -44,6 +49,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command("check-config")(check_config)
 app.command()(demo)
+app.command()(report)
 app.command()(options)
 
 

@@ -28,8 +28,6 @@ _LONG_TEXT = b"(too long)"
 _FUNCTION_TEXT = b"(function call)"
 _MAX_STATEMENTS = 512  # of one client, remembered by name: those that touch something
 _MAX_TEXT = 1_024  # bytes kept of each
-#: No text ends these.
-_FOR_EVER = touch.LOAD | touch.UNKNOWN | touch.PREPARED
 
 
 class Watch:
@@ -76,9 +74,9 @@ class Watch:
 class Sight:
     """One client as transaction mode would have it.
 
-    holdings: what ties it to its connection; forever: kinds that no text ends
-    reason: why it would keep its connection ("" if it would not), since when, and the text that began it
-    busy: inside a transaction or a request; connected: it has a server connection
+    holdings: what ties it to its connection; forever: reasons that no text ends
+    reasons: why it would keep its connection, each with since when and the text that began it
+    busy: inside a transaction or a request; pinned: there are reasons; connected: it has a server connection
     opaque: its texts cannot be read in its client encoding
     """
 
@@ -89,10 +87,8 @@ class Sight:
         "holdings",
         "opaque",
         "pinned",
-        "pinned_at",
-        "reason",
+        "reasons",
         "statements",
-        "text",
         "unnamed",
         "watch",
     )
@@ -101,11 +97,9 @@ class Sight:
         self.watch = watch
         self.opaque = opaque
         self.holdings = Holdings()
-        self.forever = 0
+        self.forever: set[str] = set()
         self.busy = self.pinned = self.connected = False
-        self.reason = ""
-        self.pinned_at = 0.0
-        self.text = b""
+        self.reasons: dict[str, tuple[float, bytes]] = {}
         self.statements: dict[bytes, tuple[Reading, bytes]] = {}
         self.unnamed: tuple[Reading, bytes] | None = None
 
@@ -209,7 +203,7 @@ class Sight:
             if touches & touch.UNKNOWN and not touches & touch.PREPARED:
                 note(f"asked: {Pinned.UNKNOWN}", text)
             if touches & touch.PREPARED & ~reading.clears:
-                self.pins(str(Pinned.PREPARED_BY_SQL), text, touch.PREPARED)
+                self.pins(str(Pinned.PREPARED_BY_SQL), text)
             if self._untold(reading, bind):
                 self.pins(str(Pinned.UNKNOWN), text)
             for flag in touch.WORDS:
@@ -226,21 +220,22 @@ class Sight:
         holdings = self.holdings
         if ties or holdings.ties:
             holdings.ran(ties, text)
-            self._keeps(holdings.ties | self.forever, text)
+            self._keeps(text)
 
-    def pins(self, reason: str, text: bytes, flags: int = touch.UNKNOWN) -> None:
+    def pins(self, reason: str, text: bytes) -> None:
         """It would keep its connection to the end for this."""
         self.watch.note(f"pinned: {reason}", text)
-        self.forever |= flags
-        self._keeps(self.holdings.ties | self.forever, text, reason)
+        self.forever.add(reason)
+        self._keeps(text)
 
-    def _keeps(self, ties: int, text: bytes, reason: str = "") -> None:
-        if ties and not self.pinned:
-            self.pinned_at, self.text = monotonic(), text
-        if not self.forever or not self.reason:
-            self.reason = (reason or self._word(ties)) if ties else ""
-        if bool(ties) != self.pinned:
-            self.is_now(self.busy, bool(ties))
+    def _keeps(self, text: bytes) -> None:
+        wanted = self.forever | {self._word(flag) for flag in touch.WORDS if self.holdings.ties & flag}
+        for reason in self.reasons.keys() - wanted:
+            del self.reasons[reason]
+        for reason in wanted - self.reasons.keys():
+            self.reasons[reason] = monotonic(), text
+        if bool(wanted) != self.pinned:
+            self.is_now(self.busy, bool(wanted))
 
     def _word(self, flags: int) -> str:
         return str(self.watch.pool.pin_reason(flags))

@@ -32,30 +32,31 @@ class _Pin:
 
 def _pins(daemon: Any, now: float) -> Iterator[_Pin]:
     for client in list(daemon.sessions()):
-        sight = client.sight
-        held = client if sight is None else sight
-        reason = client.pin if sight is None else sight.reason
-        if not reason or client.pool is None:
+        if client.pool is None:
             continue
-        statement = _shown(held.text)
-        yield _Pin(
-            client.pool.database,
-            client.pool.user,
-            client.pid,
-            client.address,
-            client.server.backend_pid if client.server is not None else 0,
-            reason,
-            sight is not None,
-            round(max(0.0, now - held.pinned_at), 3),
-            round(max(0.0, now - client.since), 3),
-            statement,
-            advice(f"pinned: {reason}", statement),
-        )
+        observed = client.sight is not None
+        kept = client.sight.reasons if observed else {client.pin: (client.pinned_at, client.text)}
+        for reason, (since, text) in list(kept.items()):
+            if reason:
+                statement = _shown(text)
+                yield _Pin(
+                    client.pool.database,
+                    client.pool.user,
+                    client.pid,
+                    client.address,
+                    client.server.backend_pid if client.server is not None else 0,
+                    reason,
+                    observed,
+                    round(max(0.0, now - since), 3),
+                    round(max(0.0, now - client.since), 3),
+                    statement,
+                    advice(f"pinned: {reason}", statement),
+                )
 
 
 PINS = Table(
     "PINS",
-    "One row for each client that keeps a server connection, and why; in a dry run, that would keep it.",
+    "One row for each client that keeps a server connection, and why; in a dry run, for each reason to.",
     (
         named("database", "text", "the pool's"),
         named("user", "text", "the pool's"),
