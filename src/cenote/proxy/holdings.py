@@ -57,23 +57,22 @@ class Holdings:
         self._names: dict[int, set[bytes]] = {}
         self._locks = 0
 
-    def ran(self, kinds: int, text: bytes) -> None:
-        """A text ran that may leave these kinds of state, and end others. O(text)"""
-        untold = kinds
+    def ran(self, kinds: int, text: bytes) -> int:
+        """A text ran that may leave these kinds of state, and end others; those that it may have begun. O(text)"""
+        untold, begun = kinds, 0
         for statement in text.split(b";"):
             cleared = clearing(statement.decode("latin-1"))
             if cleared:
                 self.clear(cleared)
                 untold &= ~cleared
                 continue
-            if kinds:
-                untold &= ~self._begin(kinds, statement)
-            if self.ties:
-                self._end(statement)
+            begun |= self._begin(kinds, statement)
+            untold &= ~self._end(statement)
         for kind in touch.WORDS:
-            if untold & kind:
+            if untold & ~begun & kind:
                 self._names.setdefault(kind, set()).add(_UNNAMED)
                 self.ties |= kind
+        return begun | untold
 
     def clear(self, kinds: int) -> None:
         """Nothing of these kinds is left."""
@@ -99,19 +98,22 @@ class Holdings:
         self.ties |= named
         return named
 
-    def _end(self, statement: bytes) -> None:
+    def _end(self, statement: bytes) -> int:
+        """Note what a statement ends; the kinds of which it ends some."""
+        ended = 0
         for kind, ends in _ENDS.items():
             names = self._names.get(kind)
-            if names is None:
-                continue
             for found in ends.finditer(statement):
-                names.difference_update(map(_folded, _ANY_NAME.findall(found[1] + b"," + (found[2] or b""))))
-            if not names:
+                ended |= kind
+                if names is not None:
+                    names.difference_update(map(_folded, _ANY_NAME.findall(found[1] + b"," + (found[2] or b""))))
+            if names is not None and not names:
                 self.clear(kind)
         if self._locks:
             self._locks -= len(_UNLOCKS.findall(statement))
             if self._locks <= 0 and not self._names.get(touch.ADVISORY):
                 self.clear(touch.ADVISORY)
+        return ended
 
 
 def _folded(name: bytes) -> bytes:

@@ -206,9 +206,6 @@ class Sight:
                 self.pins(str(Pinned.PREPARED_BY_SQL), text)
             if self._untold(reading, bind):
                 self.pins(str(Pinned.UNKNOWN), text)
-            for flag in touch.WORDS:
-                if ties & flag & ~touch.PREPARED:
-                    note(f"pinned: {self._word(flag)}", text)
             self._ends(ties & ~touch.PREPARED, text)
 
     def _untold(self, reading: Reading, bind: bytes) -> bool:
@@ -219,7 +216,10 @@ class Sight:
         """What it leaves and what it ends is known now."""
         holdings = self.holdings
         if ties or holdings.ties:
-            holdings.ran(ties, text)
+            begun = holdings.ran(ties, text)
+            for flag in touch.WORDS:
+                if begun & flag:
+                    self.watch.note(f"pinned: {self._word(flag)}", text)
             self._keeps(text)
 
     def pins(self, reason: str, text: bytes) -> None:
