@@ -67,7 +67,8 @@ class Holdings:
                 untold &= ~cleared
                 continue
             begun |= self._begin(kinds, statement)
-            untold &= ~self._end(statement)
+            # UNLISTEN touches what LISTEN does; to drop a table touches nothing.
+            untold &= ~(self._end(statement) & touch.LISTEN)
         for kind in touch.WORDS:
             if untold & ~begun & kind:
                 self._names.setdefault(kind, set()).add(_UNNAMED)
