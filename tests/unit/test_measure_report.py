@@ -30,7 +30,14 @@ def tables(
         "CONFIG": [{"key": "pools.shop/app.max_pinned", "value": max_pinned}],
         "LEDGER": [{**WHOSE, **line} for line in ledger or []],
         "PINS": [{**WHOSE, **pin} for pin in pins or []],
-        "OBSERVED": [{**WHOSE, "seconds": 7200.0, **{f"{n}_peak": (observed or {})[n] for n in names}}]
+        "OBSERVED": [
+            {
+                **WHOSE,
+                "seconds": 7200.0,
+                **{f"{name}_peak": observed[name] for name in names},
+                "needed_p99": observed["p99"],
+            }
+        ]
         if observed
         else [],
     }
@@ -40,7 +47,7 @@ def line(what: str, times: int = 1, statement: str = "X") -> dict[str, Any]:
     return {"what": what, "times": times, "statement": statement, "advice": "do"}
 
 
-DRY = {"clients": 40, "connections": 40, "busy": 5, "pinned": 0, "needed": 5}
+DRY = {"clients": 40, "connections": 40, "busy": 5, "pinned": 0, "needed": 8, "p99": 5}
 
 
 def test_a_dry_run_without_pins_is_ready_and_says_what_it_would_need() -> None:
@@ -50,7 +57,8 @@ def test_a_dry_run_without_pins_is_ready_and_says_what_it_would_need() -> None:
     assert pool.suggestion == Suggestion(7, None)
     assert pool.conclusion == (
         "Ready for transaction mode: nothing seen in 2.0 h would keep a connection. Transaction mode would have "
-        "needed at most 5 server connections instead of 40. Suggested for it: max_size = 7."
+        "needed at most 8 server connections instead of 40, and 5 for 99 % of the time. Suggested for it: "
+        "max_size = 7."
     )
     assert not made.stands_against
     assert made.conclusion == "Nothing stands against transaction mode in shop/app."
@@ -59,13 +67,13 @@ def test_a_dry_run_without_pins_is_ready_and_says_what_it_would_need() -> None:
 def test_a_dry_run_with_pins_says_whom_they_keep_and_how_many_may_be_pinned() -> None:
     rows = tables(
         mode="session",
-        observed={**DRY, "pinned": 3, "needed": 8},
+        observed={**DRY, "pinned": 3},
         ledger=[line("pinned: listen", 3), line("pinned: advisory_locks"), line("carried: settings")],
         pins=[{"pid": 1, "reason": "listen"}, {"pid": 1, "reason": "advisory_locks"}],
     )
     made = report("here:6432", rows)
     (pool,) = made.pools
-    assert (pool.verdict, pool.pinned, pool.suggestion) == (STANDS, 1, Suggestion(10, 4))
+    assert (pool.verdict, pool.pinned, pool.suggestion) == (STANDS, 1, Suggestion(7, 4))
     assert pool.conclusion.startswith(
         "2 kinds of statement would keep up to 3 of 40 clients pinned (1 now): listen, advisory_locks."
     )
@@ -106,7 +114,9 @@ def test_verdicts(named: dict[str, Any], verdict: str) -> None:
 
 
 def test_a_load_that_needs_all_its_connections_is_told_that_nothing_is_saved() -> None:
-    (pool,) = report("here:6432", tables(mode="session", observed={**DRY, "needed": 40, "busy": 40})).pools
+    (pool,) = report(
+        "here:6432", tables(mode="session", observed={**DRY, "needed": 40, "busy": 40, "p99": 40})
+    ).pools
     assert "It would save nothing at this load" in pool.conclusion
 
 

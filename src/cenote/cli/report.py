@@ -217,7 +217,8 @@ def _figures(pool: PoolReport) -> Iterator[tuple[str, str]]:
     if peaks is not None:
         yield "in a transaction", f"{counted(peaks.busy, 'client')} at most at one moment"
         yield "would be pinned", f"{pool.pinned:,} now, {peaks.pinned:,} at most at one moment"
-        yield "would be needed", f"{counted(peaks.needed, 'server connection')} at most at one moment"
+        needed = f"{counted(peaks.needed, 'server connection')} at most at one moment"
+        yield "would be needed", f"{needed}; {peaks.needed_p99:,} were enough for 99 % of the time"
     else:
         cap = "max_size - 1" if pool.max_pinned is None else str(pool.max_pinned)
         yield "pinned", f"{counted(pool.pinned, 'client')} now (max_pinned = {cap})"

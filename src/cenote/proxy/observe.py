@@ -36,6 +36,7 @@ class Watch:
     clients: that are logged in; connections: of these, those that have a server connection
     busy: inside a transaction or a request; pinned: would keep their connection; needed: one or the other
     peaks: the most of each there was at one moment
+    times: for how many seconds so many were needed, by their number
     counts: consequences of texts, by the first word of what the ledger says
     """
 
@@ -46,6 +47,8 @@ class Watch:
         self.since = monotonic()
         self.now = dict.fromkeys(self.COUNTED, 0)
         self.peaks = dict.fromkeys(self.COUNTED, 0)
+        self.times = [0.0]
+        self._level_at = self.since
         self.counts = dict.fromkeys(("carried", "cleared", "asked", "pinned", "refused"), 0)
 
     def enters(self, client: Any) -> None:
@@ -64,6 +67,30 @@ class Watch:
         """One more or less of these."""
         number = self.now[what] = self.now[what] + change
         self.peaks[what] = max(self.peaks[what], number)
+
+    def needs(self, change: int) -> None:
+        """One more connection is needed, or one less."""
+        if change:
+            self._look()
+            self.count("needed", change)
+
+    def _look(self) -> None:
+        """Account for the time since the last change."""
+        moment, level = monotonic(), self.now["needed"]
+        while len(self.times) <= level:
+            self.times.append(0.0)
+        self.times[level] += moment - self._level_at
+        self._level_at = moment
+
+    def needed_for(self, share: float) -> int:
+        """So many connections were enough for this share of the time in which any was needed. O(clients)"""
+        self._look()
+        left = share * sum(self.times[1:])
+        for level, seconds in enumerate(self.times[1:], 1):
+            left -= seconds
+            if left <= 0.0 and seconds:
+                return level
+        return 0
 
     def note(self, what: str, text: bytes) -> None:
         """A text has had this consequence."""
@@ -106,7 +133,7 @@ class Sight:
     def is_now(self, busy: bool, pinned: bool) -> None:
         """The one place where it comes to need a connection, and to need none."""
         count = self.watch.count
-        count("needed", (busy or pinned) - (self.busy or self.pinned))
+        self.watch.needs((busy or pinned) - (self.busy or self.pinned))
         count("busy", busy - self.busy)
         count("pinned", pinned - self.pinned)
         self.busy, self.pinned = busy, pinned

@@ -150,6 +150,12 @@ OBSERVED = Table(
         _peak("pinned", "the most at one moment"),
         _now("needed", "clients that are one or the other: connections that transaction mode would need"),
         _peak("needed", "the most at one moment"),
+        Column(
+            "needed_p99",
+            "int",
+            "as many were enough for 99 % of the time in which any was needed",
+            lambda pool, _: pool.watch.needed_for(0.99),
+        ),
         _texts("carried", "times that a text ran whose settings would be carried"),
         _texts("cleared", "that only clears"),
         _texts("asked", "that the server would be asked about"),
