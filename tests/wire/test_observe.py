@@ -71,6 +71,17 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], set[str], bool]] = {
     "cursor": (("BEGIN", "DECLARE h41 CURSOR FOR SELECT 1", "FETCH h41", "COMMIT"), set(), False),
     "sequence": (("SELECT nextval('s41')",), {"pinned: sequences"}, True),
     "sequences discarded": (("SELECT nextval('s41')", "DISCARD SEQUENCES"), {"pinned: sequences"}, False),
+    "prepared by SQL": (
+        ("PREPARE p41 (int) AS SELECT $1", "EXECUTE p41 (1)", "DEALLOCATE p41"),
+        {"carried: prepared"},
+        False,
+    ),
+    "too much prepared by SQL": (
+        tuple(f"PREPARE p{number} AS SELECT 1" for number in range(65)),
+        {"carried: prepared", "pinned: prepared_by_sql"},
+        True,
+    ),
+    "code that does nothing": (("DO $$BEGIN PERFORM 1; END$$",), set(), False),
     "seed": (("SELECT setseed(0.5)",), {"pinned: process_state"}, True),
 }
 

@@ -62,17 +62,23 @@ _TABLE = (
         "psycopg 3 with a libpq before 17 drops statements by SQL",
         "a libpq of 17, which recent psycopg[binary] brings, closes them by the protocol; or raise "
         "`prepared_max`, or set `prepare_threshold=None`",
+        "carried",
+        *_PINS,
     ),
     _known(
         r'^deallocate (?:prepare )?"?a\d+',
         "Rails drops statements beyond `statement_limit` by SQL",
         "pg 1.6 with libpq 17 and a Rails that uses close_prepared; or raise `statement_limit`, or "
         "`prepared_statements: false` in database.yml",
+        "carried",
+        *_PINS,
     ),
     _known(
         r'^deallocate (?:prepare )?"?pdo_stmt_',
         "PHP's PDO drops its statements by SQL",
         "`PDO::ATTR_EMULATE_PREPARES => true`, or a PHP that closes them by the protocol (libpq 17)",
+        "carried",
+        *_PINS,
     ),
     _known(
         r"^deallocate all",

@@ -10,12 +10,14 @@ It decides nothing: what is counted here is read by SHOW LEDGER, SHOW PINS and S
 
 from __future__ import annotations
 
+import re
 from time import monotonic
 from typing import Any
 
 from cenote.proxy.client import LARGE_OBJECT_CALLS
 from cenote.proxy.holdings import Holdings, may_end
 from cenote.proxy.prepared import HARMLESS, Reading, bound, read
+from cenote.proxy.settings import MAX_PREPARED_BY_SQL
 from cenote.reasons import Pinned
 from cenote.sql import touch
 from cenote.sql.plain import plain
@@ -28,6 +30,8 @@ _LONG_TEXT = b"(too long)"
 _FUNCTION_TEXT = b"(function call)"
 _MAX_STATEMENTS = 512  # of one client, remembered by name: those that touch something
 _MAX_TEXT = 1_024  # bytes kept of each
+_PREPARES = re.compile(rb"\bprepare\s+(\"[^\"]+\"|\w+)(?:\s*\([^)]*\))?\s+as\b", re.IGNORECASE)
+_DEALLOCATES = re.compile(rb"\bdeallocate\s+(?:prepare\s+)?(\"[^\"]+\"|\w+)", re.IGNORECASE)
 
 
 class Watch:
@@ -105,6 +109,7 @@ class Sight:
     reasons: why it would keep its connection, each with since when and the text that began it
     busy: inside a transaction or a request; pinned: there are reasons; connected: it has a server connection
     opaque: its texts cannot be read in its client encoding
+    prepared: names of statements prepared by SQL; statements: by the protocol
     """
 
     __slots__ = (
@@ -114,6 +119,7 @@ class Sight:
         "holdings",
         "opaque",
         "pinned",
+        "prepared",
         "reasons",
         "statements",
         "unnamed",
@@ -127,6 +133,7 @@ class Sight:
         self.forever: set[str] = set()
         self.busy = self.pinned = self.connected = False
         self.reasons: dict[str, tuple[float, bytes]] = {}
+        self.prepared: set[bytes] = set()
         self.statements: dict[bytes, tuple[Reading, bytes]] = {}
         self.unnamed: tuple[Reading, bytes] | None = None
 
@@ -219,6 +226,8 @@ class Sight:
             self._ends(0, text)
         elif touches & ~reading.clears == 0:
             note("cleared", text)
+            if touches & touch.PREPARED:
+                self.prepared.clear()
             self._ends(0, text)
         elif ties and not self.pinned and self.watch.pool.refuses_pins:
             note(f"refused: {self._word(ties)}", text)
@@ -227,13 +236,22 @@ class Sight:
                 note(f"carried: {Pinned.SETTINGS}", text)
             elif touches & touch.ROLE:
                 note(f"carried: {Pinned.ROLE}", text)
-            if touches & touch.UNKNOWN and not touches & touch.PREPARED:
+            if touches & touch.UNKNOWN:
                 note(f"asked: {Pinned.UNKNOWN}", text)
-            if touches & touch.PREPARED & ~reading.clears:
-                self.pins(str(Pinned.PREPARED_BY_SQL), text)
+            elif touches & touch.PREPARED:
+                note("carried: prepared", text)
+                self._prepares(text)
             if self._untold(reading, bind):
                 self.pins(str(Pinned.UNKNOWN), text)
             self._ends(ties & ~touch.PREPARED, text)
+
+    def _prepares(self, text: bytes) -> None:
+        """Statements prepared by SQL go with their client, unless there are too many."""
+        self.prepared.update(_PREPARES.findall(text))
+        self.prepared.difference_update(_DEALLOCATES.findall(text))
+        if len(self.prepared) > MAX_PREPARED_BY_SQL:
+            self.prepared.clear()
+            self.pins(str(Pinned.PREPARED_BY_SQL), text)
 
     def _untold(self, reading: Reading, bind: bytes) -> bool:
         """Nobody can tell which setting it sets."""

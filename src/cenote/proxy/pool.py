@@ -17,8 +17,8 @@ from cenote.proxy.observe import Watch
 from cenote.proxy.prepared import Statement, fingerprint_of, meaning
 from cenote.proxy.roles import Borrower, Lender
 from cenote.proxy.server import ServerConnection
-from cenote.proxy.settings import ROLES, Settings, Way, preparing, put_back, way
-from cenote.proxy.state import HELD, Told
+from cenote.proxy.settings import MAX_PREPARED_BY_SQL, ROLES, Settings, Way, preparing, put_back, way
+from cenote.proxy.state import HELD, TOLD, Told
 from cenote.reasons import ADVICE, TEXT, Pinned, fatal_failure
 from cenote.sql import touch
 from cenote.wire import messages
@@ -43,7 +43,6 @@ _MAX_LEDGER = 1_000
 _AUDIT_EVERY = 1_000  # after the first time
 _MAX_STATEMENTS = 16_384
 _MAX_SETTINGS = 4_096
-_MAX_PREPARED_BY_SQL = 64  # of one client; one with more is pinned
 
 
 def _cost(slot: Slot, settings: Any) -> int:
@@ -408,13 +407,11 @@ class ProxyPool(Lender):
     def learned(self, client: Any, server: ServerConnection, told: Told, customs: set[bytes]) -> None:
         """The server has said what there is."""
         if told.settings is not None or told.roles is not None or customs:
-            # A role is asked for by itself unless other settings may have changed.
-            self.note(
-                f"carried: {Pinned.ROLE if told.settings is None and not customs else Pinned.SETTINGS}",
-                client.text,
-            )
             before = client.settings.items if client.settings is not None else ()
             items = told.items(before, self.base_items, customs)
+            if items != before or told.asked != TOLD:  # what can do anything may have done nothing
+                role = told.settings is None and not customs
+                self.note(f"carried: {Pinned.ROLE if role else Pinned.SETTINGS}", client.text)
             client.settings = self.settings_of(items, client.settings.prepared if client.settings else ())
             server.stain |= customs & told.customs.keys()
             self.carry(server, client.settings)
@@ -439,7 +436,7 @@ class ProxyPool(Lender):
         for name, text in (told.prepared or {}).items():
             # What was carried here was prepared by us: its own text is known better.
             alone = had[name] if text == had.get(name) else preparing(name, text)
-            if alone is None or len(prepared) >= _MAX_PREPARED_BY_SQL:
+            if alone is None or len(prepared) >= MAX_PREPARED_BY_SQL:
                 return False
             prepared[name] = alone
         if prepared != had:
