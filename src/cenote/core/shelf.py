@@ -42,9 +42,7 @@ class Shelf:
         if len(self.rings) == 1 or (self.bare.last is not None and (self.cost is None or settings is None)):
             return self.bare.last  # type: ignore[no-any-return]
         if self.cost is not None:
-            cost = self.cost
-            slots = [ring.last for ring in self.rings.values() if ring.size]
-            return min(slots, key=lambda slot: (cost(slot, settings), -slot.since), default=None)
+            return _cheapest([ring.last for ring in self.rings.values() if ring.size], self.cost, settings)
         return max([ring.last for ring in self.rings.values() if ring.size], key=_since)  # type: ignore[no-any-return]
 
     def oldest(self) -> Slot | None:
@@ -80,3 +78,8 @@ class Shelf:
 
 def _since(slot: Slot) -> float:
     return slot.since if slot is not None else -NEVER
+
+
+def _cheapest(slots: list[Slot], cost: Callable[[Slot, object], int], settings: object) -> Slot | None:
+    """Beside the class: a compiled method cannot hold a closure."""
+    return min(slots, key=lambda slot: (cost(slot, settings), -slot.since), default=None)
