@@ -43,6 +43,12 @@ def daemon(pg18: Postgres) -> Iterator[Callable[..., RunningProxy]]:
         proxy.stop()
 
 
+def asked(*words: str, **variables: str) -> Any:
+    """`cenote report` with these words, away from this machine's own PG* variables."""
+    own: dict[str, str | None] = {name: None for name in os.environ if name.startswith("PG")}
+    return CliRunner(env={**own, **variables}).invoke(app, ["report", *words])
+
+
 def console(proxy: RunningProxy) -> str:
     return proxy.dsn_for(user="boss", password="b", database="cenote")
 
@@ -63,8 +69,8 @@ def test_a_dry_run_that_is_ready_is_told_so_with_what_it_would_need(daemon, pg18
     with clients[0].transaction(), clients[1].transaction():
         clients[0].execute("SELECT 1")
         clients[1].execute("SELECT 1")
-    done = cenote("report", console(proxy))
-    assert done.returncode == 0, done.stderr
+    done = asked(console(proxy))
+    assert done.exit_code == 0, done.stderr
     assert re.search(rf"pool {pg18.database}/{pg18.user}: session mode, dry run for \d+ s", done.stdout)
     assert re.search(r"clients +6 now, 6 at most", done.stdout)
     assert re.search(r"would be needed +2 server connections at most at one moment; [12] were", done.stdout)
@@ -83,8 +89,8 @@ def test_what_stands_against_it_is_listed_with_advice_and_ends_with_status_3(dae
     with psycopg.connect(proxy.dsn, autocommit=True) as client:
         client.execute("LISTEN river_control")
         client.execute("DO $$BEGIN END$$")
-        done = cenote("report", console(proxy), "--report", str(page))
-        assert done.returncode == 3, done.stderr
+        done = asked(console(proxy), "--report", str(page))
+        assert done.exit_code == 3, done.stderr
         words = " ".join(done.stdout.split())
         assert "1 kind of statement would keep up to 1 of 1 client pinned (1 now): listen." in words
         assert "PollOnly" in words
@@ -93,8 +99,8 @@ def test_what_stands_against_it_is_listed_with_advice_and_ends_with_status_3(dae
         html = page.read_text()
         assert "LISTEN river_control" in html
         assert "http" not in html, "a page that needs nothing else"
-        as_json = cenote("report", console(proxy), "--json")
-        assert as_json.returncode == 3
+        as_json = asked(console(proxy), "--json")
+        assert as_json.exit_code == 3
         found = json.loads(as_json.stdout)
         pool = pool_of(found, proxy.user)
         suggested = {"max_size": 3, "max_pinned": 2}
@@ -110,10 +116,11 @@ def test_transaction_mode_is_reported_by_what_pins_now(daemon) -> None:
     proxy = daemon(max_size=3)
     with psycopg.connect(proxy.dsn, autocommit=True) as client:
         client.execute("SELECT 1")
-        assert cenote("report", console(proxy)).returncode == 0
+        assert asked(console(proxy)).exit_code == 0
         client.execute("SELECT pg_advisory_lock(5)")
-        done = cenote("report", console(proxy))
-        assert done.returncode == 3
+        client.execute("SELECT 1")  # behind it, the server has said what is there
+        done = asked(console(proxy))
+        assert done.exit_code == 3
         words = " ".join(done.stdout.split())
         assert "1 kind of statement keeps 1 of 1 client pinned now: advisory_locks." in words
         assert "pinned 1 client now (max_pinned = max_size - 1)" in words
@@ -124,16 +131,16 @@ def test_session_mode_that_nobody_observes_is_not_called_ready(daemon) -> None:
     with psycopg.connect(proxy.dsn) as client:
         client.execute("SELECT 1")
         client.commit()
-        done = cenote("report", console(proxy))
-        assert done.returncode == 3
+        done = asked(console(proxy))
+        assert done.exit_code == 3
         assert "Nobody has looked" in done.stdout
 
 
 def test_a_database_can_be_asked_for_and_must_be_there(daemon, pg18: Postgres) -> None:
     proxy = daemon(mode="session", observe=True)
-    assert cenote("report", console(proxy), "--database", pg18.database).returncode == 3
-    done = cenote("report", console(proxy), "--database", "nosuch")
-    assert done.returncode == 2
+    assert asked(console(proxy), "--database", pg18.database).exit_code == 3
+    done = asked(console(proxy), "--database", "nosuch")
+    assert done.exit_code == 2
     assert done.stderr == f"cenote: database = 'nosuch': the daemon has {pg18.database}\n"
 
 
@@ -161,8 +168,8 @@ def test_serve_observes_and_its_configuration_file_leads_to_the_console(pg18: Po
             client.execute("SELECT 1")
             client.commit()
             file.write_text(f'admin_users = ["{pg18.user}"]\n' + text.format(port=port, **values))
-            done = cenote("report", "--config", str(file))
-            assert done.returncode == 0, done.stdout + done.stderr
+            done = asked("--config", str(file))
+            assert done.exit_code == 0, done.stdout + done.stderr
             assert "session mode, dry run" in done.stdout
 
 
@@ -183,29 +190,29 @@ def test_observe_needs_session_mode_and_says_so(pg18: Postgres, tmp_path: Path) 
 
 def test_a_server_that_is_no_console_is_told_apart(pg18: Postgres) -> None:
     url = f"postgresql://{pg18.user}:{pg18.password}@{pg18.host}:{pg18.port}/cenote"
-    done = cenote("report", url)
-    assert done.returncode == 1
+    done = asked(url)
+    assert done.exit_code == 1
     assert done.stderr.startswith("cenote: there is no console: ")
     with psycopg.connect(pg18.superuser_dsn, autocommit=True) as admin:
         admin.execute("CREATE DATABASE cenote")
         try:
-            done = cenote("report", url)
+            done = asked(url)
         finally:
             admin.execute("DROP DATABASE cenote WITH (FORCE)")
-    assert done.returncode == 1
+    assert done.exit_code == 1
     assert "is not a console of Cenote but a server that calls itself '18" in done.stderr
 
 
 def test_who_is_no_admin_or_has_no_password_is_told_so(daemon) -> None:
     proxy = daemon()
-    done = cenote("report", proxy.dsn_for(database="cenote"))
-    assert done.returncode == 1
+    done = asked(proxy.dsn_for(database="cenote"))
+    assert done.exit_code == 1
     assert done.stderr.startswith(f"cenote: {proxy.user} is no admin of this daemon: ")
-    done = cenote("report", proxy.dsn_for(user="boss", password="wrong", database="cenote"))
-    assert done.returncode == 1
+    done = asked(proxy.dsn_for(user="boss", password="wrong", database="cenote"))
+    assert done.exit_code == 1
     assert done.stderr.startswith("cenote: the console does not let boss in: ")
-    done = cenote("report", PGPORT=str(proxy.port), PGUSER="boss", PGPASSWORD="b", PGHOST="127.0.0.1")
-    assert done.returncode == 3, "libpq's environment counts; nothing has been seen yet"
+    done = asked(PGPORT=str(proxy.port), PGUSER="boss", PGPASSWORD="b", PGHOST="127.0.0.1")
+    assert done.exit_code == 3, "libpq's environment counts; nothing has been seen yet"
 
 
 @pytest.mark.parametrize(
@@ -219,12 +226,8 @@ def test_who_is_no_admin_or_has_no_password_is_told_so(daemon) -> None:
         (("--report", "ready.pdf"), 2, "cenote: report = 'ready.pdf': the name must end in .html"),
     ],
 )
-def test_what_cannot_be_is_told_in_a_line(
-    monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], status: int, told: str
-) -> None:
-    for variable in [name for name in os.environ if name.startswith("PG")]:
-        monkeypatch.delenv(variable)
-    done = CliRunner().invoke(app, ["report", *words])
+def test_what_cannot_be_is_told_in_a_line(words: tuple[str, ...], status: int, told: str) -> None:
+    done = asked(*words)
     assert (done.exit_code, done.stdout) == (status, "")
     assert done.stderr.startswith(told), done.stderr
 
@@ -232,7 +235,7 @@ def test_what_cannot_be_is_told_in_a_line(
 def test_a_configuration_that_does_not_say_where_its_console_is_is_a_problem(tmp_path: Path) -> None:
     file = tmp_path / "cenote.toml"
     file.write_text('[listen]\nport = 0\n[databases.shop]\nhost = "db"\n[users.app]\npassword = "x"\n')
-    done = cenote("report", "--config", str(file))
-    assert done.returncode == 2
+    done = asked("--config", str(file))
+    assert done.exit_code == 2
     assert f"cenote: {file}: admin_users is empty, so nobody may log in to the console\n" in done.stderr
     assert f"cenote: {file}: listen.port is 0, a free one each time: give a URL\n" in done.stderr

@@ -4,7 +4,6 @@ It reads the console and prints; what the figures mean is decided in `measure/re
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -26,7 +25,7 @@ from cenote.measure.report import CONSEQUENCES, IDLE, READY, Line, PoolReport, R
 from cenote.measure.report import report as made_of
 
 _TABLES = ("VERSION", "POOLS", "STATS", "CONFIG", "LEDGER", "PINS", "OBSERVED", "DATABASES")
-_DEFAULT_PORT = 6432
+_DEFAULT_PORT, _SERVERS_PORT = 6432, "5432"
 _TIMEOUT_S = 10
 _AGAINST = 3
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "*": "127.0.0.1"}
@@ -69,7 +68,7 @@ def report(
     could not be read, 2 wrong use. How to read it: docs/report.md.
     """
     with plain_endings():
-        check_files(report=report)
+        check_files(report=report, drawn=False)
         if url is not None and config is not None:
             raise ConfigError(["a URL and --config: give one of them; the file says where the daemon listens"])
         where, rows = tables(_of_file(config) if config is not None else _of_url(url or ""), _TABLES)
@@ -94,12 +93,12 @@ def _known(database: str, names: list[str]) -> None:
 
 
 def _of_url(url: str) -> dict[str, Any]:
-    """What to connect with. libpq's environment counts, its default port does not: that is a server's.
+    """What to connect with. libpq's environment and services count, its default port does not: that is a server's.
 
     :raises ConfigError: libpq cannot read it, or it names another database
     """
     try:
-        from psycopg import ProgrammingError
+        from psycopg import ProgrammingError, pq
         from psycopg.conninfo import conninfo_to_dict
     except ImportError as error:
         raise MissingDependency(
@@ -113,10 +112,12 @@ def _of_url(url: str) -> dict[str, Any]:
         raise ConfigError(
             [f"url: the database is {found['dbname']!r}; the console is the virtual database {DATABASE!r}"]
         )
-    if "service" not in found and "PGSERVICE" not in os.environ:
-        for key, variable, value in (("host", "PGHOST", "127.0.0.1"), ("port", "PGPORT", _DEFAULT_PORT)):
-            if key not in found and "hostaddr" not in found and variable not in os.environ:
-                found[key] = value
+    usual = {option.keyword.decode(): (option.val or b"").decode() for option in pq.Conninfo.get_defaults()}
+    if "service" not in found:
+        if not (found.get("host") or found.get("hostaddr") or usual.get("host") or usual.get("hostaddr")):
+            found["host"] = "127.0.0.1"
+        if "port" not in found and usual.get("port") == _SERVERS_PORT:
+            found["port"] = _DEFAULT_PORT
     return {"connect_timeout": _TIMEOUT_S, "application_name": "cenote report", **found}
 
 

@@ -183,11 +183,15 @@ def _verdict(pool: PoolReport) -> str:
 
 
 def _suggestion(pool: PoolReport) -> Suggestion | None:
-    """What was enough for 99 % of the time, and a quarter to spare: a longer line for a moment is no harm."""
+    """What was enough for 99 % of the time, and a quarter to spare; no more than session mode had.
+
+    A longer line for a moment is no harm.
+    """
     if pool.peaks is None:
         return None
     pinned = _with_room(pool.peaks.pinned) if pool.peaks.pinned else None
-    size = max(_with_room(pool.peaks.needed_p99), pinned + 1 if pinned else 1)
+    size = min(_with_room(pool.peaks.needed_p99), pool.peaks.connections)
+    size = max(size, pinned + 1 if pinned else 1)
     return Suggestion(size, pinned)
 
 
