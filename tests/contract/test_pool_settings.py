@@ -157,8 +157,9 @@ async def test_equal_settings_cost_no_round_trip(kit: Kit, server: Any) -> None:
                 await pool.release(conn)
             conn = await pool.acquire()  # and the other connection still has the base
             await pool.release(conn)
-            await pool.settled()
+            stats = await pool.settled()
             assert wire.requests == []
+            assert (stats.acquired, stats.conversions) == (9, 1)
 
 
 @behaviour

@@ -309,6 +309,7 @@ class AsyncPool(BasePool):
             return dead
         link.slot.settings = wanted
         session.touched = before
+        self._conversions += 1
         return None
 
     def _not_lent(self, link: Link, error: BaseException) -> None:

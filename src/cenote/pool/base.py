@@ -102,6 +102,7 @@ class BasePool:
         self._inherited: list[Any] = []  # in a forked child: the leases that were out
         self._in_query_s = 0.0
         self._wishes = Wishes()
+        self._conversions = 0
         self._configured_touches = 0  # what the configure hook was seen to touch
         self._dial_error: BaseException | None = None
         self._dial_told = -DIAL_TOLD_EVERY_S
@@ -470,7 +471,7 @@ class BasePool:
     # -- looking ------------------------------------------------------------------------------------------------
 
     def _snapshot(self) -> PoolStats:
-        return snapshot(self.name, self._machine, self._in_query_s)
+        return snapshot(self.name, self._machine, self._in_query_s, self._conversions)
 
     def assert_all_returned(self) -> None:
         """For tests: raise unless every lease came back.

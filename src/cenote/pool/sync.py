@@ -285,6 +285,9 @@ class Pool(BasePool, Desk):
             return dead
         link.slot.settings = wanted
         session.touched = before
+        with self._lock:
+            self._owner = get_ident()
+            self._conversions += 1
         return None
 
     def _not_lent(self, link: Link, error: BaseException) -> None:
