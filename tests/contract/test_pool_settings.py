@@ -332,11 +332,12 @@ async def test_a_constant_is_read_in_the_time_zone_of_its_borrower(kit: Kit) -> 
 
 @behaviour
 async def test_a_short_statement_timeout_does_not_strike_its_own_removal(kit: Kit) -> None:
-    async with kit.pool(max_size=1) as pool:
-        for _ in range(5):
-            conn = await pool.acquire(settings={"statement_timeout": 1, "app.tenant": "42"})
-            await pool.release(conn)
-            assert await pool.fetch_value("SHOW statement_timeout") == "0"
+    init = "SET work_mem = '7MB'; SELECT pg_sleep(0.3)"  # longer than the timeout that is carried then
+    async with kit.pool(max_size=1, init_query=init) as pool:
+        conn = await pool.acquire(settings={"statement_timeout": 200, "app.tenant": "42"})
+        await pool.release(conn)
+        assert await pool.fetch_value("SHOW statement_timeout") == "0"
+        assert await pool.fetch_value("SHOW work_mem") == "7MB"
         assert sum(pool.stats().opened.values()) == 1
 
 

@@ -385,16 +385,23 @@ class BasePool:
             return None
         names = ", ".join(name for name, _ in wanted or ()) or "none (the base state)"
         error.add_note(f'pool "{self.name}": while a connection was made to carry these settings: {names}')
-        if self._driver.condition(link.conn) != BROKEN or (slot.uses == 1 and not slot.rested):
+        fresh = slot.uses == 1 and not slot.rested
+        if fresh or isinstance(error, TimeoutError) or self._driver.condition(link.conn) != BROKEN:
             return None
         return "server_closed", self._loss(error)
 
     def _unlent(self, link: Link, error: BaseException) -> tuple[str, str] | None:
         """What the machine is to be told of a connection that was granted and could not be lent: reason and
         failure of a broken one, None for one that a reset brings back."""
-        if self._driver.condition(link.conn) == BROKEN:
-            return "broken", self._loss(error) if isinstance(error, Exception) else Failure.PRIVATE.value
-        return None if link.session.touched else ("broken", Failure.PRIVATE.value)
+        if not link.session.touched:  # not by a conversion: those touch it until they are done
+            return "broken", Failure.PRIVATE.value
+        try:
+            broken = self._driver.condition(link.conn) == BROKEN
+        except Exception:
+            broken = True
+        if not broken:
+            return None
+        return "broken", self._loss(error) if isinstance(error, Exception) else Failure.PRIVATE.value
 
     def _to_undo(self, link: Link) -> int:
         """What a reset has to undo. A lease that has touched its session leaves nothing of what it was to carry,

@@ -21,7 +21,7 @@ Carried = tuple[tuple[str, str], ...]  # never empty: that is None
 
 MOST_SETTINGS = 32
 _NAME_LONGEST = 63  # longer ones are cut by the server, in some places
-_REMEMBERED = 1024
+_REMEMBERED, _REMEMBERED_CHARACTERS = 4096, 1024  # how many wishes, and how long one may be
 
 ROLES = ("session_authorization", "role")
 # What has to be undone, as the classifier calls it, where it is not known what a connection carries.
@@ -74,6 +74,8 @@ class Wishes:
             return self._known[key]
         except (KeyError, TypeError, AttributeError):
             carried = canonical(settings)
+        if sum([len(text) for _, text in carried or ()]) > _REMEMBERED_CHARACTERS:
+            return carried
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
         # By another order of the same names it is the same object: a comparison ends at once.
@@ -163,12 +165,8 @@ def conversion(carried: Carried | None, wanted: Carried | None, init_query: str 
     gone = [name for name in before if name not in after]
     if not gone and not changes:
         return ""
-    statements = []
-    if "statement_timeout" in before:
-        # It may be too short even for this; behind the first statement it is out of the way.
-        statements.append("SET LOCAL statement_timeout = 0")
     # What was set as ourselves may be beyond another role, so roles go first and come last.
-    statements += [f"RESET {_spelled(name)}" for name in ROLES if name in before]
+    statements = [f"RESET {_spelled(name)}" for name in ROLES if name in before]
     if gone and init_query and classify(init_query).touches & (TOUCHES | touch.UNKNOWN):
         statements += [*_assign(list(before), [], {}), init_query]  # it is to find the base state
         gone, changes = [], list(after)

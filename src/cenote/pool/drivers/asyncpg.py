@@ -223,8 +223,11 @@ class AsyncpgDriver:
             if conn._stmts_to_close:
                 script = f"DEALLOCATE ALL;{script}"
         if script:
-            async with asyncio.timeout(timeout_s):
-                await _send(conn, script)
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await _send(conn, script)
+            except TimeoutError as error:
+                raise TimeoutError(f"no answer to the settings within {timeout_s:g} s") from error
         if replan:
             conn._stmts_to_close.clear()
 
