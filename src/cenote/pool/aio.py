@@ -274,7 +274,7 @@ class AsyncPool(BasePool):
                 else:
                     sqlstate = self._driver.peek(link.conn)
                     dead = None if sqlstate is None else ("server_closed", base.peek_failure(sqlstate))
-                if dead is None and slot.settings != wanted:
+                if dead is None and slot.settings is not wanted and slot.settings != wanted:
                     dead = await self._convert(link, wanted)
                 if dead is None:
                     self._lent[link.key] = link

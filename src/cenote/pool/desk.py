@@ -58,9 +58,10 @@ class Desk:
         :raises AcquireRefused: another of its subclasses: QueueFull, Shed, PoolDraining, PoolClosed,
             ConnectFailed, NestedAcquireDeadlock
         """
-        wanted = None if settings is None else self._wanted(settings)
-        conn = self._lend(False, False, wanted) if timeout is None else None
-        return self._borrow(timeout, False, wanted) if conn is None else conn
+        if settings is not None:
+            settings = self._wanted(settings)
+        conn = self._lend(False, False, settings) if timeout is None else None
+        return self._borrow(timeout, False, settings) if conn is None else conn
 
     def release(self, conn: Any) -> None:
         """Give a connection back. Costs no round trip: what has to be undone is undone on a worker.
@@ -130,8 +131,12 @@ class Desk:
         try:
             now = self._now()
             with self._gate:
-                shelf = machine.shelf.bare if wanted is None else machine.shelf.rings.get(wanted)
-                best = None if shelf is None else shelf.last
+                shelf = machine.shelf.bare
+                if wanted is not None:
+                    shelf = machine.shelf.rings.get(wanted)
+                    if shelf is None:
+                        return None
+                best = shelf.last
                 if best is None or machine.effects or now - best.since >= self._rest_s or now >= best.expires:
                     return None
                 slot = machine.acquire(now, 0.0, wanted)

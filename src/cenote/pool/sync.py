@@ -245,7 +245,7 @@ class Pool(BasePool, Desk):
                 dead = None
                 if slot.rested >= self.options.peek_after or not self.options.check_after:
                     dead = self._look(link)
-                if dead is None and slot.settings != wanted:
+                if dead is None and slot.settings is not wanted and slot.settings != wanted:
                     dead = self._convert(link, wanted)
                 if dead is None:
                     break
