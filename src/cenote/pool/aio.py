@@ -82,6 +82,8 @@ class AsyncPool(BasePool):
         self._waiting: dict[Any, int] = {}  # tasks in line, for the detection of nested acquires
         self._watchers: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._lent = {}
+        # Idle for this long, a connection needs a look before it is lent (0: each one does).
+        self._rest_s = self.options.peek_after if self.options.check_after else 0.0
 
     # -- opening and closing ------------------------------------------------------------------------------------
 
@@ -257,23 +259,18 @@ class AsyncPool(BasePool):
         if self._loop is not asyncio.get_running_loop():
             self._open()
         machine = self._machine
-        again = False
+        again, left = False, limit
         started = now = self._now()
         while True:
-            left = limit if not again else max(0.0, started + limit - now)
             got = machine.acquire(now, left, wanted, None, again)
             if machine.effects:
                 self._perform()
             slot = got if type(got) is Slot else await self._wait(got, limit, me)
             link: Link = slot.data
             try:
-                if self.options.check_after == 0:
-                    dead = await self._ping_at_borrow(link)
-                elif slot.rested < self.options.peek_after:
-                    dead = None
-                else:
-                    sqlstate = self._driver.peek(link.conn)
-                    dead = None if sqlstate is None else ("server_closed", base.peek_failure(sqlstate))
+                dead = None
+                if slot.rested >= self._rest_s:
+                    dead = await self._look(link)
                 if dead is None and slot.settings is not wanted and slot.settings != wanted:
                     dead = await self._convert(link, wanted)
                 if dead is None:
@@ -286,6 +283,7 @@ class AsyncPool(BasePool):
             self._perform()
             again = True
             now = self._now()
+            left = max(0.0, started + limit - now)
 
     async def _convert(self, link: Link, wanted: Carried | None) -> tuple[str, str] | None:
         """Make a connection carry what is wanted, by one round trip. None if it does, else why it is of no more
@@ -359,12 +357,17 @@ class AsyncPool(BasePool):
         task = holder() if holder is not None else None
         return task is not None and task in self._waiting
 
-    async def _ping_at_borrow(self, link: Link) -> tuple[str, str] | None:
-        try:
-            await self._prove(link)
-        except Exception as error:
-            return "check_failed", self._loss(error)
-        return None
+    async def _look(self, link: Link) -> tuple[str, str] | None:
+        """Look at a connection before it is lent: poll its socket, or ping when every borrow is to be checked.
+        None if it is alive, else the reason and the failure."""
+        if self.options.check_after == 0:
+            try:
+                await self._prove(link)
+            except Exception as error:
+                return "check_failed", self._loss(error)
+            return None
+        sqlstate = self._driver.peek(link.conn)
+        return None if sqlstate is None else ("server_closed", base.peek_failure(sqlstate))
 
     async def _prove(self, link: Link) -> None:
         conn, session = link.conn, link.session

@@ -17,7 +17,7 @@ cdef class Desk:
     cdef public bint _plain
     cdef public double _in_query_s
 
-    @cython.locals(machine=Machine, shelf=Ring, slot=Slot, best=Slot, link=Link, now=double)
+    @cython.locals(machine=Machine, ring=Ring, slot=Slot, best=Slot, link=Link, now=double)
     cdef _lend(self, bint scoped, bint once, object wanted)
     @cython.locals(machine=Machine, slot=Slot, link=Link, session=Session, now=double)
     cdef bint _take_back(self, object conn) except -1

@@ -131,12 +131,11 @@ class Desk:
         try:
             now = self._now()
             with self._gate:
-                shelf = machine.shelf.bare
-                if wanted is not None:
-                    shelf = machine.shelf.rings.get(wanted)
-                    if shelf is None:
-                        return None
-                best = shelf.last
+                if wanted is None:
+                    best = machine.shelf.bare.last
+                else:
+                    ring = machine.shelf.rings.get(wanted)
+                    best = None if ring is None else ring.last
                 if best is None or machine.effects or now - best.since >= self._rest_s or now >= best.expires:
                     return None
                 slot = machine.acquire(now, 0.0, wanted)

@@ -235,10 +235,9 @@ class Pool(BasePool, Desk):
         limit = self.options.acquire_timeout if timeout is None else self._timeout(timeout)
         if not self._opened:
             self.open()
-        again = False
+        again, left = False, limit
         started = now = self._now()
         while True:
-            left = limit if not again else max(0.0, started + limit - now)
             slot = self._lease(now, left, again, wanted)
             link: Link = slot.data
             try:
@@ -255,6 +254,7 @@ class Pool(BasePool, Desk):
             self._lost(slot, *dead)
             again = True
             now = self._now()
+            left = max(0.0, started + limit - now)
         try:
             conn = link.lend(get_ident(), scoped)
             self._lent[link.key] = link
