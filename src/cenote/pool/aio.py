@@ -408,8 +408,9 @@ class AsyncPool(BasePool):
         self._give_back(conn)
 
     def _give_back(self, conn: Any) -> None:
-        link = self._claim(conn)
+        link = self._lent.pop(id(conn), None)  # `_claim` written out: this is the path of every release
         if link is None:
+            self._claim(conn)
             return
         slot = link.slot
         machine = self._machine
@@ -419,7 +420,8 @@ class AsyncPool(BasePool):
                 link.watch(conn)
             verdict = self._verdict(link, conn)
             why = self._why_broken(link, conn) if verdict == "broken" else ("", "")
-            self._account(link)
+            if link.session.statements:
+                self._account(link)
         except BaseException:
             machine.release_broken(slot, self._now(), "broken", "private")
             self._perform()
