@@ -1,0 +1,162 @@
+"""A distance on this machine: a forwarder that holds every piece back for half a round trip, each way.
+
+It really waits: nothing is computed. Bandwidth is not limited and nothing is lost; pieces follow each other at the
+pace they came in. The kernel answers a connection request to a local port by itself, which nothing here can hold
+back; therefore a client that came through knocks (one byte) before it begins: the knock travels to the far end as
+the SYN would, the line connects there, and the answer travels back as its acknowledgement would.
+
+Blocking threads and not an event loop: epoll rounds its timeouts up to whole milliseconds, which is what is to be
+measured here.
+"""
+
+import contextlib
+import queue
+import socket
+import struct
+import threading
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from cenote.measure.channel import KNOCK
+
+_PIECE = 65_536
+_CONNECT_S = 10.0
+_JOIN_S = 5.0
+_AT_ONCE_RESET = struct.pack("ii", 1, 0)  # SO_LINGER on with no time: close() sends RST
+
+
+class DelayLine:
+    """Listens on loopback and forwards to `sockaddr`, `rtt_s` away. `with` opens and closes it.
+
+    family, sockaddr: for connect(2)
+    rtt_s: seconds there and back
+    """
+
+    def __init__(self, family: int, sockaddr: Any, rtt_s: float) -> None:
+        self._target = family, sockaddr
+        self._half_s = rtt_s / 2
+        self._listener = socket.socket()
+        self._open: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        self._listener.bind(("127.0.0.1", 0))
+        self._listener.listen()
+        self._start(self._accept)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._closed = True
+            ends = list(self._open)
+        for end in (self._listener, *ends):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)  # wakes whoever waits on it; close() would not
+        for thread in self._threads:
+            thread.join(_JOIN_S)
+        self._listener.close()
+
+    @property
+    def sockaddr(self) -> tuple[str, int]:
+        """Where it listens, by IPv4."""
+        host, port = self._listener.getsockname()
+        return host, port
+
+    def _start(self, work: Any, *given: Any) -> threading.Thread:
+        thread = threading.Thread(target=work, args=given, name="delay line", daemon=True)
+        thread.start()
+        with self._lock:
+            self._threads = [one for one in self._threads if one.is_alive()]
+            self._threads.append(thread)
+        return thread
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            if self._keep(client):
+                self._start(self._serve, client)
+
+    def _keep(self, end: socket.socket) -> bool:
+        """Note an end so that closing the line ends it; False: the line is closed, and so is the end now."""
+        with self._lock:
+            if not self._closed:
+                self._open.add(end)
+                return True
+        end.close()
+        return False
+
+    def _serve(self, client: socket.socket) -> None:
+        """One connection, from its knock to its end."""
+        server = socket.socket(self._target[0], socket.SOCK_STREAM)
+        ends = client, server
+        try:
+            if not self._keep(server):
+                return
+            if client.recv(1) != KNOCK:
+                return
+            _wait_until(time.monotonic() + self._half_s)
+            server.settimeout(_CONNECT_S)
+            server.connect(self._target[1])
+            server.settimeout(None)
+            for end in ends:
+                if end.family != socket.AF_UNIX:
+                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _wait_until(time.monotonic() + self._half_s)
+            client.sendall(KNOCK)
+            back = self._start(self._lane, server, client)
+            self._lane(client, server)
+            back.join()
+        except OSError:
+            pass  # the client sees the end of its connection
+        finally:
+            with self._lock:
+                self._open.difference_update(ends)
+            for end in ends:
+                end.close()
+
+    def _lane(self, source: socket.socket, sink: socket.socket) -> None:
+        """Forward one way, to the end."""
+        # Without bound: what it holds is what the sender sends within half a round trip.
+        under_way: queue.SimpleQueue[tuple[float, bytes | None]] = queue.SimpleQueue()
+        writer = self._start(_deliver, under_way, sink)
+        while True:
+            try:
+                data = source.recv(_PIECE)
+            except OSError:
+                under_way.put((time.monotonic() + self._half_s, None))
+                break
+            under_way.put((time.monotonic() + self._half_s, data))
+            if not data:
+                break
+        writer.join()
+
+
+def _deliver(under_way: "queue.SimpleQueue[tuple[float, bytes | None]]", sink: socket.socket) -> None:
+    """Hand on what is due. b"" is the sender's FIN, None its RST."""
+    with contextlib.suppress(OSError):
+        while True:
+            due_s, data = under_way.get()
+            _wait_until(due_s)
+            if data:
+                sink.sendall(data)
+                continue
+            if data is None:
+                sink.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE_RESET)
+                sink.shutdown(socket.SHUT_RDWR)
+            else:
+                sink.shutdown(socket.SHUT_WR)
+            return
+
+
+def _wait_until(due_s: float) -> None:
+    left_s = due_s - time.monotonic()
+    if left_s > 0:
+        time.sleep(left_s)
