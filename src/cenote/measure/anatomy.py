@@ -12,7 +12,6 @@ Source: PostgreSQL documentation, "Message Flow", start-up.
 
 import socket
 import ssl
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -21,15 +20,13 @@ from typing import Any, Self
 
 from cenote.errors import ProtocolError, TargetUnusable
 from cenote.measure.address import Address
+from cenote.measure.anatomy_login import LogIn
 from cenote.measure.channel import Channel, Reading, Step
 from cenote.measure.target import one_line
-from cenote.wire import md5, messages
-from cenote.wire.binding import server_end_point
-from cenote.wire.scram import MECHANISM_PLUS, ClientExchange, Keys
+from cenote.wire import messages
 
 TIMEOUT_S = 15.0
 _MAX_MESSAGE = 1 << 28
-_OK, _CLEARTEXT, _MD5, _SASL, _SASL_CONTINUE, _SASL_FINAL = 0, 3, 5, 10, 11, 12
 
 #: The phases in their order; a connection has those that apply to it.
 PHASES = (
@@ -65,7 +62,7 @@ class Anatomy:
     method: how it logged in; iterations, derivation_s: of SCRAM, and the CPU that deriving its keys took
     parameters: how many settings the server reported
     backend_pid: as the server gave it
-    ready_s, gone_s: from the first step until ready for a query, until the server's process had ended
+    ready_s: from the first step until ready for a query
     local_port: this end's; 0: a Unix socket
     """
 
@@ -77,7 +74,6 @@ class Anatomy:
     parameters: int = 0
     backend_pid: int = 0
     ready_s: float = 0.0
-    gone_s: float = 0.0
     local_port: int = 0
 
 
@@ -102,6 +98,7 @@ class Session:
         self._rest = bytearray()
         self._tls_object: ssl.SSLObject | None = None
         self._secret = b""
+        self._row = b""
         self._running = False
         self._start_s = 0.0
 
@@ -122,10 +119,17 @@ class Session:
 
     def query(self, sql: str) -> Step:
         """Run it by the simple protocol and read all of the answer."""
-        return self._guarded(self._query, sql)
+        step: Step = self._guarded(self._query, sql)
+        return step
+
+    def value(self, sql: str) -> str:
+        """The first value of the last row of what it gives; "" for NULL and for no row."""
+        self.query(sql)
+        first = messages.values(self._row)[0] if self._row else None
+        return (first or b"").decode("utf-8", "replace")
 
     def finish(self) -> None:
-        """Say goodbye and wait for the server's process to end; fills in `teardown`, `gone` and `gone_s`."""
+        """Say goodbye and wait for the server's process to end; fills in `teardown` and `gone`."""
         self._guarded(self._finish)
 
     # -- the phases ---------------------------------------------------------------------------------------------
@@ -186,7 +190,9 @@ class Session:
         """From the startup packet to the first ReadyForQuery."""
         steps = self.anatomy.steps
         self._channel.send(messages.startup(self.address.startup))
-        log_in = _LogIn(self.address, self.anatomy, self._tls_object)
+        made = self._tls_object
+        certificate = made.getpeercert(binary_form=True) if made is not None else None
+        log_in = LogIn(self.address, certificate)
         reported = 0
         while True:
             kind, body = self._message()
@@ -218,6 +224,9 @@ class Session:
         if not log_in.proven or "setup" not in steps:
             raise ProtocolError("it let us in without the proof that its method asks of it")
         self._divide(reported)
+        self.anatomy.method = log_in.method
+        self.anatomy.iterations = log_in.iterations
+        self.anatomy.derivation_s = log_in.derivation_s
 
     def _divide(self, reported: int) -> None:
         """Give the reported settings their bytes: they come in one piece with the answer that ends the set-up."""
@@ -232,6 +241,7 @@ class Session:
         self._phase = "query"
         begun = self._channel.reading()
         self._running = True
+        self._row = b""
         self._channel.send(messages.query(sql))
         refused = ""
         while True:
@@ -240,6 +250,8 @@ class Session:
                 break
             if kind == b"E":
                 refused = _said(body)
+            elif kind == b"D":
+                self._row = body
             elif kind in (b"G", b"W"):
                 self._channel.send(messages.copy_fail("cenote cost sends no data"))
         self._running = False
@@ -259,7 +271,6 @@ class Session:
         self._ended("teardown")
         self._channel.await_end()
         self._ended("gone")
-        self.anatomy.gone_s = self._begun.at_s - self._start_s
 
     # -- messages and mishaps -----------------------------------------------------------------------------------
 
@@ -297,76 +308,6 @@ class Session:
 
 
 _TITLES = {"dns": "looking up the name", "tcp": "connecting", "tls": "TLS", "setup": "setting the session up"}
-
-
-class _LogIn:
-    """The client's side of what the server asks as proof. `last_word`: what was answered last is all it needs."""
-
-    def __init__(self, address: Address, anatomy: Anatomy, tls: ssl.SSLObject | None) -> None:
-        self._address = address
-        self._anatomy = anatomy
-        certificate = tls.getpeercert(binary_form=True) if tls is not None else None
-        self._binding = server_end_point(certificate) if certificate is not None else None
-        self._exchange: ClientExchange | None = None
-        self.last_word = False
-        self.proven = False
-
-    @staticmethod
-    def demands(body: bytes) -> bool:
-        """Whether this authentication message wants an answer."""
-        return int.from_bytes(body[:4], "big") not in (_OK, _SASL_FINAL)
-
-    def answer(self, body: bytes) -> bytes:
-        code, data = int.from_bytes(body[:4], "big"), body[4:]
-        if code == _SASL:
-            return self._begin_scram(data)
-        if code == _SASL_CONTINUE and self._exchange is not None and not self.last_word:
-            return self._prove(self._exchange, data)
-        if self._address.binding_required:
-            raise self._unusable("channel_binding=require, and the server does not ask for SCRAM")
-        self.last_word = True
-        if code == _CLEARTEXT:
-            self._anatomy.method = "password"
-            return messages.cstring(self._password())
-        if code == _MD5 and len(data) == 4:
-            self._anatomy.method = "md5"
-            return messages.cstring(md5.response(md5.stored(self._address.user, self._password()), data))
-        raise self._unusable(f"the server asks for authentication of kind {code}, which is not spoken here")
-
-    def take(self, body: bytes) -> None:
-        """SASLFinal, or the end."""
-        if int.from_bytes(body[:4], "big") == _SASL_FINAL and self._exchange is not None:
-            self._exchange.verify(body[4:])
-            self._exchange = None
-        elif int.from_bytes(body[:4], "big") == _OK:
-            self.proven = self._exchange is None
-
-    def _begin_scram(self, data: bytes) -> bytes:
-        offered = [name.decode("ascii", "replace") for name in messages.cstrings(data) if name]
-        self._exchange = ClientExchange(offered, binding=self._binding)
-        if self._address.binding_required and self._exchange.mechanism != MECHANISM_PLUS:
-            raise self._unusable("channel_binding=require, and the server offers SCRAM without it")
-        self._anatomy.method = self._exchange.mechanism.lower()
-        first = self._exchange.first()
-        return messages.cstring(self._exchange.mechanism) + len(first).to_bytes(4, "big") + first
-
-    def _prove(self, exchange: ClientExchange, data: bytes) -> bytes:
-        exchange.challenge(data)
-        begun = time.thread_time()
-        keys = Keys.of_password(self._password(), exchange.salt, exchange.iterations)
-        self._anatomy.derivation_s = time.thread_time() - begun
-        self._anatomy.iterations = exchange.iterations
-        self.last_word = True
-        return exchange.final(keys)
-
-    def _password(self) -> str:
-        if self._address.password is None:
-            raise self._unusable("the server asks for a password, and none is known")
-        return self._address.password
-
-    @staticmethod
-    def _unusable(why: str) -> TargetUnusable:
-        return TargetUnusable(f"cannot measure this server: authentication: {why}")
 
 
 def _said(body: bytes) -> str:

@@ -5,8 +5,8 @@ pace they came in. The kernel answers a connection request to a local port by it
 back; therefore a client that came through knocks (one byte) before it begins: the knock travels to the far end as
 the SYN would, the line connects there, and the answer travels back as its acknowledgement would.
 
-Blocking threads and not an event loop: epoll rounds its timeouts up to whole milliseconds, which is what is to be
-measured here.
+Blocking threads and not an event loop: epoll rounds its timeouts up to whole milliseconds, and a
+millisecond is what may be asked for here.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from cenote.measure.channel import KNOCK
 _PIECE = 65_536
 _CONNECT_S = 10.0
 _JOIN_S = 5.0
+_OVERSLEPT_S = 0.0002  # how much longer than asked for a sleep may last
 _AT_ONCE_RESET = struct.pack("ii", 1, 0)  # SO_LINGER on with no time: close() sends RST
 
 
@@ -82,7 +83,7 @@ class DelayLine:
             except OSError:
                 return
             if self._keep(client):
-                self._start(self._serve, client)
+                self._admit(client)
 
     def _keep(self, end: socket.socket) -> bool:
         """Note an end so that closing the line ends it; False: the line is closed, and so is the end now."""
@@ -93,50 +94,56 @@ class DelayLine:
         end.close()
         return False
 
-    def _serve(self, client: socket.socket) -> None:
-        """One connection, from its knock to its end."""
+    def _admit(self, client: socket.socket) -> None:
+        """Connect at the far end and start both ways. Who comes next waits in the backlog meanwhile."""
         server = socket.socket(self._target[0], socket.SOCK_STREAM)
-        ends = client, server
         try:
-            if not self._keep(server):
-                return
-            if client.recv(1) != KNOCK:
-                return
+            if not self._keep(server) or client.recv(1) != KNOCK:
+                raise ConnectionAbortedError
             _wait_until(time.monotonic() + self._half_s)
             server.settimeout(_CONNECT_S)
             server.connect(self._target[1])
             server.settimeout(None)
-            for end in ends:
-                if end.family != socket.AF_UNIX:
-                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            _wait_until(time.monotonic() + self._half_s)
+            due_s = time.monotonic() + self._half_s
+            for end in (client, server):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            lanes = [self._lane(client, server), self._lane(server, client)]
+            self._start(self._see_off, (client, server), lanes)
+            _wait_until(due_s)
             client.sendall(KNOCK)
-            back = self._start(self._lane, server, client)
-            self._lane(client, server)
-            back.join()
         except OSError:
-            pass  # the client sees the end of its connection
-        finally:
-            with self._lock:
-                self._open.difference_update(ends)
-            for end in ends:
-                end.close()
+            self._forget(client, server)  # the client sees the end of its connection
 
-    def _lane(self, source: socket.socket, sink: socket.socket) -> None:
-        """Forward one way, to the end."""
+    def _forget(self, *ends: socket.socket) -> None:
+        with self._lock:
+            self._open.difference_update(ends)
+        for end in ends:
+            end.close()
+
+    def _see_off(self, ends: tuple[socket.socket, socket.socket], lanes: list[threading.Thread]) -> None:
+        for lane in lanes:
+            lane.join()
+        self._forget(*ends)
+
+    def _lane(self, source: socket.socket, sink: socket.socket) -> threading.Thread:
+        """Start to forward one way, to the end; the thread ends when all is delivered."""
         # Without bound: what it holds is what the sender sends within half a round trip.
         under_way: queue.SimpleQueue[tuple[float, bytes | None]] = queue.SimpleQueue()
-        writer = self._start(_deliver, under_way, sink)
-        while True:
-            try:
-                data = source.recv(_PIECE)
-            except OSError:
-                under_way.put((time.monotonic() + self._half_s, None))
-                break
-            under_way.put((time.monotonic() + self._half_s, data))
-            if not data:
-                break
-        writer.join()
+        self._start(_collect, source, under_way, self._half_s)
+        return self._start(_deliver, under_way, sink)
+
+
+def _collect(
+    source: socket.socket, under_way: "queue.SimpleQueue[tuple[float, bytes | None]]", half_s: float
+) -> None:
+    """Note of each piece when it is due."""
+    data: bytes | None = b"-"
+    while data:
+        try:
+            data = source.recv(_PIECE)
+        except OSError:
+            data = None
+        under_way.put((time.monotonic() + half_s, data))
 
 
 def _deliver(under_way: "queue.SimpleQueue[tuple[float, bytes | None]]", sink: socket.socket) -> None:
@@ -158,5 +165,7 @@ def _deliver(under_way: "queue.SimpleQueue[tuple[float, bytes | None]]", sink: s
 
 def _wait_until(due_s: float) -> None:
     left_s = due_s - time.monotonic()
-    if left_s > 0:
-        time.sleep(left_s)
+    if left_s > _OVERSLEPT_S:
+        time.sleep(left_s - _OVERSLEPT_S)
+    while time.monotonic() < due_s:
+        time.sleep(0)  # gives way, and comes back sooner than from any real sleep
