@@ -103,7 +103,7 @@ def _address(used: dict[str, str], given: dict[str, str], *, secure: bool) -> Ad
         port=port,
         family=family,
         sockaddr=sockaddr,
-        lookup=not unix and not given.get("hostaddr") and not _is_number(host),
+        lookup=not unix and not given.get("hostaddr") and not is_number(host),
         user=user,
         password=used["password"] or None,
         startup=tuple(startup.items()),
@@ -125,7 +125,8 @@ def _endpoint(host: str, hostaddr: str, port: int) -> tuple[int, Any]:
     return family, sockaddr
 
 
-def _is_number(host: str) -> bool:
+def is_number(host: str) -> bool:
+    """Whether this is an address already, and no name that has to be looked up."""
     try:
         ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

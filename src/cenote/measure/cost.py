@@ -7,26 +7,21 @@ sessions. It measures and returns figures; the words are `cost_words`', the pict
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 from cenote._build import is_compiled
 from cenote._version import __version__
 from cenote.errors import ConfigError, TargetUnusable
 from cenote.measure.address import Address, address_of
-from cenote.measure.anatomy import PHASES, Anatomy, Session, Tls
-from cenote.measure.channel import Step
+from cenote.measure.anatomy import Anatomy, Session, Tls
+from cenote.measure.cost_figures import Distance, Spread, distance, spread
 from cenote.measure.cost_memory import Memory, backend_memory
 from cenote.measure.cost_server import LocalServer, Ports, ports
-from cenote.measure.demo import percentile
 from cenote.measure.distance import DelayLine
 from cenote.measure.target import CONNECT_TIMEOUT_S, Target, one_line, target
-
-#: The phases until a connection is ready.
-OPENING = PHASES[: PHASES.index("first_query")]
 
 _WARM = 3  # queries on a connection that has answered one, the middle one counts
 _LIBPQ_MOST = 20
@@ -81,72 +76,6 @@ class Setup:
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
-    """A median and what nine tenths did not go below and above, in the unit of the values."""
-
-    median: float
-    p10: float
-    p90: float
-    samples: int
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Of at least one value."""
-    ordered = tuple(sorted(values))
-    low, high = percentile(ordered, 0.1), percentile(ordered, 0.9)
-    assert low is not None
-    assert high is not None
-    return Spread(median(ordered), low, high, len(ordered))
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """One phase over all samples; bytes and round trips are medians. See `channel.Step`."""
-
-    name: str
-    seconds: Spread
-    cpu: Spread
-    up: int
-    down: int
-    trips: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Distance:
-    """What connections cost over one distance.
-
-    rtt_s: simulated, on top of the way there is; None: that way as it is
-    ready: from nothing until ready for a query; answered: until the first query was answered
-    held: how long a request with a connection of its own holds one of the server's slots
-    """
-
-    rtt_s: float | None
-    phases: tuple[Phase, ...]
-    ready: Spread
-    answered: Spread
-    held: Spread
-
-    def phase(self, name: str) -> Phase | None:
-        return next((phase for phase in self.phases if phase.name == name), None)
-
-    @property
-    def samples(self) -> int:
-        return self.ready.samples
-
-    @property
-    def trips(self) -> int:
-        """Round trips until ready for a query, the look-up of the name not counted."""
-        return sum(phase.trips or 0 for phase in self.phases if phase.name in OPENING)
-
-    @property
-    def warm_s(self) -> float:
-        """The median of a query on a connection that is there."""
-        warm = self.phase("warm_query")
-        assert warm is not None
-        return warm.seconds.median
-
-
-@dataclass(frozen=True, slots=True)
 class ServerCpu:
     """What the server's machine worked, in seconds of CPU.
 
@@ -163,7 +92,15 @@ class ServerCpu:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """All that was seen of a server. near: without a simulated distance; libpq: the same by libpq, in seconds."""
+    """All that was seen of a server.
+
+    resumed: whether TLS took an earlier session up; None: no TLS
+    method, iterations, derivation: of the log-in; the CPU seconds that deriving SCRAM's keys takes
+    direct: whether what answers is a process of the server; None: it cannot be seen
+    near: without a simulated distance; far: with one each
+    libpq, libpq_cpu: until ready, by libpq (psycopg), in seconds
+    client_cpu_s: of opening and closing, without queries
+    """
 
     setup: Setup
     target: Target
@@ -179,6 +116,7 @@ class Result:
     near: Distance
     far: tuple[Distance, ...]
     libpq: Spread
+    libpq_cpu: Spread
     client_cpu_s: float
     server_cpu: ServerCpu | None
     memory: Memory
@@ -223,7 +161,7 @@ class _Run:
         closed = {one.local_port for one in seen}
         waiting = ports(closed, self.address.port) if not self.address.unix else None
         near = distance(None, seen)
-        libpq = self._libpq()
+        libpq, libpq_cpu = self._libpq()
         far = [distance(rtt_s, list(self._sample(rtt_s))) for rtt_s in self.setup.rtts]
         server_cpu = self._server_cpu() if self.direct else None
         self.tell("memory", 0, 1)
@@ -233,7 +171,7 @@ class _Run:
         return Result(
             setup=self.setup,
             target=self.server,
-            machine=_machine(),
+            machine=machine(),
             unix=self.address.unix,
             tls=last.tls,
             resumed=resumed,
@@ -245,6 +183,7 @@ class _Run:
             near=near,
             far=tuple(far),
             libpq=libpq,
+            libpq_cpu=libpq_cpu,
             client_cpu_s=_opening_cpu_s(near),
             server_cpu=server_cpu,
             memory=memory,
@@ -305,25 +244,27 @@ class _Run:
             self.cpus["first_query"].append(first - ready)
             self.cpus["warm_query"].append((last - first) / warm)
 
-    def _libpq(self) -> Spread:
-        """The whole of it once more by libpq, which knows nothing of our phases."""
+    def _libpq(self) -> tuple[Spread, Spread]:
+        """The whole of it once more by libpq, which knows nothing of our phases: time and CPU."""
         import psycopg
 
         taken: list[float] = []
+        cpu: list[float] = []
         until = time.monotonic() + self.setup.seconds
         most = min(self.setup.samples, _LIBPQ_MOST)
         for number in range(most):
             self.tell("by libpq", number, most)
-            begun = time.perf_counter()
+            begun, used = time.perf_counter(), time.thread_time()
             try:
                 conn = psycopg.connect(self.server.dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S)
             except psycopg.Error as error:
                 raise TargetUnusable(f"cannot measure this server: {one_line(error)}") from None
             taken.append(time.perf_counter() - begun)
+            cpu.append(time.thread_time() - used)
             conn.close()
             if time.monotonic() > until:
                 break
-        return spread(taken)
+        return spread(taken), spread(cpu)
 
     def _server_cpu(self) -> ServerCpu | None:
         """Connections with one query each, until the server's CPU has moved enough to be read off in ticks."""
@@ -346,47 +287,13 @@ class _Run:
         return ServerCpu(used / number, number, **known)
 
 
-def distance(rtt_s: float | None, seen: Sequence[Anatomy]) -> Distance:
-    """The figures of connections over one distance. Pure."""
-    phases = []
-    for name in PHASES:
-        steps = [one.steps[name] for one in seen if name in one.steps]
-        if steps:
-            phases.append(_phase(name, steps))
-    return Distance(
-        rtt_s=rtt_s,
-        phases=tuple(phases),
-        ready=spread([one.ready_s for one in seen]),
-        answered=spread([one.ready_s + one.steps["first_query"].seconds for one in seen]),
-        held=spread([_held_s(one) for one in seen]),
-    )
-
-
-def _phase(name: str, steps: Sequence[Step]) -> Phase:
-    trips = [step.trips for step in steps if step.trips is not None]
-    return Phase(
-        name=name,
-        seconds=spread([step.seconds for step in steps]),
-        cpu=spread([step.cpu_s for step in steps]),
-        up=round(median(step.up for step in steps)),
-        down=round(median(step.down for step in steps)),
-        trips=round(median(trips)) if trips else None,
-    )
-
-
-def _held_s(one: Anatomy) -> float:
-    """From the moment the server was reached until its process had ended, with one query."""
-    before = sum(one.steps[name].seconds for name in ("dns", "tcp") if name in one.steps)
-    after = sum(one.steps[name].seconds for name in ("first_query", "teardown", "gone"))
-    return one.ready_s - before + after
-
-
 def _opening_cpu_s(near: Distance) -> float:
     """The client's CPU for a connection, without the queries."""
     return sum(phase.cpu.median for phase in near.phases if not phase.name.endswith("_query"))
 
 
-def _machine() -> dict[str, str | int]:
+def machine() -> dict[str, str | int]:
+    """Where this was measured."""
     return {
         "cpus": os.cpu_count() or 1,
         "system": f"{platform.system()} {platform.machine()}",

@@ -6,7 +6,8 @@ stays). A figure whose ground was not measured is None.
 
 from dataclasses import dataclass
 
-from cenote.measure.cost import Distance, Result
+from cenote.measure.cost import Result
+from cenote.measure.cost_figures import Distance
 
 TIME_WAIT_S = 60.0  # Linux: TCP_TIMEWAIT_LEN, not to be changed
 
