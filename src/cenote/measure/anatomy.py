@@ -31,6 +31,7 @@ _MAX_MESSAGE = 1 << 28
 #: The phases in their order; a connection has those that apply to it.
 PHASES = (
     "dns",
+    "connect",
     "tcp",
     "first_answer",
     "tls",
@@ -144,7 +145,7 @@ class Session:
             self._ended("dns", trips=None)
         self._phase = "tcp"
         channel.connect(self._far or address.sockaddr, far=self._far is not None)
-        self._ended("tcp")
+        self._ended("connect" if address.unix else "tcp")
         self.anatomy.local_port = channel.local_port
         if address.asks_tls:
             self._encrypt()

@@ -126,6 +126,6 @@ def _phase(name: str, steps: Sequence[Step]) -> Phase:
 
 def _held_s(one: Anatomy) -> float:
     """From the moment the server was reached until its process had ended, with one query."""
-    before = sum(one.steps[name].seconds for name in ("dns", "tcp") if name in one.steps)
+    before = sum(one.steps[name].seconds for name in ("dns", "connect", "tcp") if name in one.steps)
     after = sum(one.steps[name].seconds for name in ("first_query", "teardown", "gone"))
     return one.ready_s - before + after

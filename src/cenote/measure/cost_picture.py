@@ -33,7 +33,7 @@ def size(result: Result | OriginResult) -> tuple[float, float]:
 def draw(result: Result | OriginResult, figure: Figure, ink: Ink) -> None:
     """Draw into an empty figure."""
     ways = result.distances
-    head(figure, ink, "One connection, phase by phase", _below(result))
+    head(figure, ink, f"One connection, phase by phase: {_what(result)}", _below(result))
     columns = _COLUMNS if len(ways) > 1 else 1
     panels = figure.subplots(ceil(len(ways) / columns), columns, squeeze=False)
     for axes, way in zip(panels.flat, ways, strict=False):
@@ -44,18 +44,26 @@ def draw(result: Result | OriginResult, figure: Figure, ink: Ink) -> None:
 
 def _below(result: Result | OriginResult) -> str:
     machine = result.machine
-    what = result.target.title if isinstance(result, Result) else result.title
+    far = " +N ms: a simulated distance, there and back." if result.far else ""
     return (
-        f"{what} · medians, thin lines p10 to p90; +N ms: a simulated distance, there and back · "
+        f"Medians, one after the other; thin lines: p10 to p90 of each.{far} "
         f"{machine['cpus']} CPUs, {machine['system']} · Python {machine['python']} · cenote {machine['cenote']}"
     )
+
+
+def _what(result: Result | OriginResult) -> str:
+    if isinstance(result, OriginResult):
+        return result.title
+    target = result.target
+    major = f"PostgreSQL {target.version // 10_000}"
+    return major if target.embedded else f"{major} at {target.host}:{target.port}"
 
 
 def _waterfall(axes: Any, way: Way, ink: Ink, name: str) -> None:
     warm = way.warm
     phases = [phase for phase in way.phases if phase is not warm]
     trips = f"{way.trips} round trip{'' if way.trips == 1 else 's'}"
-    axes.set_title(f"{name}: ready after {duration(way.ready.median)}, {trips} (n={way.samples})")
+    axes.set_title(f"{name}: ready after {duration(way.ready.median)}, {trips}", fontsize=10.5)
     start = 0.0
     for row, phase in enumerate(phases):
         times = phase.seconds
@@ -79,7 +87,7 @@ def _waterfall(axes: Any, way: Way, ink: Ink, name: str) -> None:
     axes.set_xlim(0, right * _ROOM)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 1e3:g}"))
-    axes.set_xlabel("milliseconds since the beginning")
+    axes.set_xlabel(f"milliseconds since the beginning (n={way.samples})")
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)

@@ -41,7 +41,7 @@ class Saving:
     server_cpu_s, client_cpu_s: seconds of CPU saved each second: cores
     server_core_rate: requests a second at which opening connections alone takes one core of the server
     ports: of a client on another machine, in TIME_WAIT all the time; available: how many this one has for one
-        address; ports_rate: where they run out; None: a Unix socket
+        address; ports_rate: where they run out; None: nothing stays in TIME_WAIT, or it is not known
     """
 
     rate: float
@@ -60,14 +60,16 @@ def saving(result: Result, rate: float | None = None) -> Saving:
     rate = result.setup.rate if rate is None else rate
     each = _server_cpu_each_s(result)
     client = result.client_cpu_s
-    available = result.ports.available if result.ports is not None else None
+    known = result.ports
+    waits = known is not None and (known.client is None or bool(known.client or known.server))
+    available = known.available if known is not None and waits else None
     return Saving(
         rate=rate,
         server_cpu_s=None if each is None else rate * each,
         client_cpu_s=rate * client,
         server_core_rate=1 / each if each else None,
         client_core_rate=1 / client if client > 0 else None,
-        ports=None if result.unix else rate * TIME_WAIT_S,
+        ports=rate * TIME_WAIT_S if waits else None,
         available=available,
         ports_rate=available / TIME_WAIT_S if available else None,
         at=tuple(_at(result, distance, rate) for distance in result.distances),

@@ -71,13 +71,13 @@ class Ports:
     """The ports of this end, for connections to one address.
 
     client, server: of the connections just closed, how many stay in TIME_WAIT at this end and at the server's;
-        the server's can be seen only on its own machine
+        the server's can be seen only on its own machine. None: not known. Both 0: they were ended by RST
     available: how many ports there are for outgoing connections; None: not known
     reuse: net.ipv4.tcp_tw_reuse: "0" never, "1" after a second, "2" after a second on loopback; "": not known
     """
 
-    client: int
-    server: int
+    client: int | None
+    server: int | None
     available: int | None
     reuse: str
 
@@ -86,10 +86,11 @@ def ports(closed: Collection[int], server_port: int) -> Ports:
     """What the kernel says of the ports, and of connections from the ports `closed` that have just ended."""
     words = _read("/proc/sys/net/ipv4/ip_local_port_range").split()
     low_high = [int(word) for word in words]
-    sides = list(_waiting_sides(_read("/proc/net/tcp") + _read("/proc/net/tcp6"), closed, server_port))
+    table = _read("/proc/net/tcp") + _read("/proc/net/tcp6")
+    sides = list(_waiting_sides(table, closed, server_port))
     return Ports(
-        client=sides.count("client"),
-        server=sides.count("server"),
+        client=sides.count("client") if table else None,
+        server=sides.count("server") if table else None,
         available=low_high[1] - low_high[0] + 1 if len(low_high) == 2 else None,
         reuse=_read("/proc/sys/net/ipv4/tcp_tw_reuse").strip(),
     )

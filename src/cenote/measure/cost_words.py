@@ -16,6 +16,7 @@ from cenote.measure.findings import duration, mebibytes
 
 TITLES = {
     "dns": "DNS look-up",
+    "connect": "connect",
     "tcp": "TCP",
     "first_answer": "server's first answer",
     "tls": "TLS handshake",
@@ -266,7 +267,11 @@ def _memory(result: Result) -> Iterator[tuple[str, str]]:
 def _ports(result: Result) -> str:
     ports = result.ports
     assert ports is not None
+    if ports.client is None or ports.server is None:
+        return "not known: there is no /proc/net/tcp here"
     seen = f"of {result.near.samples} connections closed, {ports.client} left this end's port in TIME_WAIT"
+    if not ports.client and not ports.server:
+        return f"{seen}: the server ended them by RST, as it does where TLS had something more to say"
     if ports.server:
         seen += f", {ports.server} the server's (its process was quicker than our close, as on one host it may be)"
     seen += f" for {TIME_WAIT_S:.0f} s"
