@@ -159,7 +159,7 @@ def test_the_bytes_are_those_that_a_forwarder_between_passes_on(pg18: embedded.P
                 return session.anatomy
 
             seen = await asyncio.to_thread(dissect)
-            await asyncio.gather(*(link._task for link in proxy.links if link._task))
+            await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name().startswith("link")))
             return seen, proxy.total["up"].passed, proxy.total["down"].passed
 
     seen, up, down = asyncio.run(through())
@@ -282,6 +282,25 @@ def test_a_superuser_is_told_what_the_backend_allocated(debian: DebianPostgres) 
     assert 2**18 < memory.allocated_idle < memory.allocated_used
     assert memory.used.private is not None
     assert memory.allocated_used < memory.used.private
+
+
+def test_before_a_pooler_its_own_cost_is_measured_and_no_backend_is_taken_for_ours(
+    pg18: embedded.Postgres,
+) -> None:
+    words = [sys.executable, "-m", "cenote.cli", "serve", pg18.dsn, "--port", "0"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as daemon:
+        assert daemon.stderr is not None
+        started = next(line for line in daemon.stderr if "listening=" in line)
+        port = int(started.split("listening=127.0.0.1:")[1].split()[0])
+        try:
+            result = run(pg18.dsn.replace(f":{pg18.port}/", f":{port}/"), Setup(samples=2))
+        finally:
+            daemon.terminate()
+            daemon.communicate(timeout=20)
+    assert not result.direct
+    assert not result.local
+    assert (result.server_cpu, result.memory.idle.pss, result.memory.allocated_idle) == (None, None, None)
+    assert result.near.trips == 5
 
 
 # -- bad input --------------------------------------------------------------------------------------------------

@@ -79,6 +79,7 @@ RESULT = Result(
     derivation=one(0.002),
     parameters=15,
     direct=True,
+    local=True,
     near=way(),
     far=(way(0.02),),
     libpq=one(0.006),
@@ -129,7 +130,7 @@ def test_what_pooling_saves_is_rate_times_cost() -> None:
 
 def test_what_was_not_measured_is_not_saved() -> None:
     blind = Memory(Footprint(None, None, None), Footprint(None, None, None), None, None, "far away", "not allowed")
-    unseen = replace(RESULT, server_cpu=None, memory=blind, ports=Ports(0, 0, 30_000, "2"), direct=None)
+    unseen = replace(RESULT, server_cpu=None, memory=blind, ports=Ports(0, 0, 30_000, "2"), local=False)
     saved = saving(unseen)
     assert (saved.server_cpu_s, saved.server_core_rate, saved.ports, saved.ports_rate) == (None, None, None, None)
     assert {at.session_bytes for at in saved.at} == {None}

@@ -18,7 +18,7 @@ from cenote.errors import ConfigError, TargetUnusable
 from cenote.measure.address import Address, address_of
 from cenote.measure.anatomy import Anatomy, Session, Tls
 from cenote.measure.cost_figures import Distance, Spread, distance, spread
-from cenote.measure.cost_memory import Memory, backend_memory
+from cenote.measure.cost_memory import Memory, backend_memory, unknown_memory
 from cenote.measure.cost_server import LocalServer, Ports, ports
 from cenote.measure.distance import DelayLine
 from cenote.measure.target import CONNECT_TIMEOUT_S, Target, one_line, target
@@ -28,6 +28,7 @@ _LIBPQ_MOST = 20
 _CPU_ENOUGH_S = 0.4  # /proc counts in ticks of 10 ms
 _CPU_CONNECTIONS = 300
 _MOST_RTTS = 8
+_POOLER = "a pooler stands between, and lends the process of whoever comes next"
 _LONGEST_RTT_S = 5.0
 
 Tell = Callable[[str, int, int], None]
@@ -96,7 +97,8 @@ class Result:
 
     resumed: whether TLS took an earlier session up; None: no TLS
     method, iterations, derivation: of the log-in; the CPU seconds that deriving SCRAM's keys takes
-    direct: whether what answers is a process of the server; None: it cannot be seen
+    direct: whether what answers is a process of the server, and not a pooler between
+    local: whether the server's processes can be seen from here
     near: without a simulated distance; far: with one each
     libpq, libpq_cpu: until ready, by libpq (psycopg), in seconds
     client_cpu_s: of opening and closing, without queries
@@ -112,7 +114,8 @@ class Result:
     iterations: int
     derivation: Spread
     parameters: int
-    direct: bool | None
+    direct: bool
+    local: bool
     near: Distance
     far: tuple[Distance, ...]
     libpq: Spread
@@ -153,7 +156,7 @@ class _Run:
         self.tell = tell
         self.local = LocalServer(server.server_pid, server.port) if server.server_pid is not None else None
         self.cpus: dict[str, list[float]] = {"ready": [], "first_query": [], "warm_query": []}
-        self.direct: bool | None = None
+        self.direct = True
 
     def result(self) -> Result:
         resumed = self._resumed()
@@ -163,10 +166,11 @@ class _Run:
         near = distance(None, seen)
         libpq, libpq_cpu = self._libpq()
         far = [distance(rtt_s, list(self._sample(rtt_s))) for rtt_s in self.setup.rtts]
-        server_cpu = self._server_cpu() if self.direct else None
+        server_cpu = self._server_cpu(self.local) if self.local is not None else None
         self.tell("memory", 0, 1)
-        version, sql = self.server.version, self.setup.sql
-        memory = backend_memory(self.address, self.local, version, sql)
+        memory = unknown_memory(_POOLER)
+        if self.direct:
+            memory = backend_memory(self.address, self.local, self.server.version, self.setup.sql)
         last = seen[-1]
         return Result(
             setup=self.setup,
@@ -180,6 +184,7 @@ class _Run:
             derivation=spread([one.derivation_s for one in seen]),
             parameters=last.parameters,
             direct=self.direct,
+            local=self.local is not None,
             near=near,
             far=tuple(far),
             libpq=libpq,
@@ -191,8 +196,13 @@ class _Run:
         )
 
     def _resumed(self) -> bool | None:
-        """Whether TLS takes up an earlier session; None without TLS. It also warms up what is cold at first."""
+        """Whether TLS takes up an earlier session; None without TLS. It also sees who answers, and warms up."""
         with Session(self.address) as first:
+            pid = first.anatomy.backend_pid
+            # A pooler hands out numbers of its own, to cancel by.
+            self.direct = first.value("SELECT pg_backend_pid()") == str(pid)
+            if self.local is not None and not (self.direct and self.local.owns(pid)):
+                self.local = None
             first.query(self.setup.sql)
             first.finish()
         if first.anatomy.tls is None:
@@ -220,8 +230,6 @@ class _Run:
     def _one(self, far: Any, warm: int = _WARM) -> Anatomy:
         with Session(self.address, far=far) as session:
             steps, pid = session.anatomy.steps, session.anatomy.backend_pid
-            if self.direct is None and self.local is not None:
-                self.direct = self.local.owns(pid)
             used = [self._cpu(pid)]
             steps["first_query"] = session.query(self.setup.sql)
             used.append(self._cpu(pid))
@@ -234,7 +242,7 @@ class _Run:
         return session.anatomy
 
     def _cpu(self, pid: int) -> float | None:
-        return self.local.backend_cpu_s(pid) if self.direct and self.local is not None else None
+        return self.local.backend_cpu_s(pid) if self.local is not None else None
 
     def _note(self, used: list[float | None], warm: int) -> None:
         """Of each connection's own process: what it had used when ready, after one query, after all."""
@@ -266,10 +274,8 @@ class _Run:
                 break
         return spread(taken), spread(cpu)
 
-    def _server_cpu(self) -> ServerCpu | None:
+    def _server_cpu(self, local: LocalServer) -> ServerCpu | None:
         """Connections with one query each, until the server's CPU has moved enough to be read off in ticks."""
-        local = self.local
-        assert local is not None
         before = local.cpu_s()
         until = time.monotonic() + self.setup.seconds
         used, number = 0.0, 0

@@ -106,13 +106,17 @@ def _allocated(address: Address, version: int, sql: str) -> tuple[int | None, in
     return before, after, ""
 
 
+def unknown_memory(why: str) -> Memory:
+    """Nothing is known, and why."""
+    none = Footprint(None, None, None)
+    return Memory(none, none, None, None, why, why)
+
+
 def _why_no_pss(local: LocalServer | None, seen: Footprint) -> str:
     if local is None:
         return "the server's processes cannot be seen from here"
     if seen.pss is not None:
         return ""
-    if seen.page_tables is None:
-        return "what answers is not a process of this server: a proxy stands between"
     return "/proc/PID/smaps_rollup may not be read: run this as the server's account, or as root"
 
 

@@ -18,6 +18,7 @@ from cenote.measure.findings import duration
 from cenote.measure.ink import Ink, head
 
 _COLUMNS = 2
+_LONG = 44
 _ROW_IN = 0.3
 _PANEL_IN = 1.15
 _ROOM = 1.22  # for the labels right of the bars
@@ -53,10 +54,14 @@ def _below(result: Result | OriginResult) -> str:
 
 def _what(result: Result | OriginResult) -> str:
     if isinstance(result, OriginResult):
-        return result.title
+        return _short(result.title)
     target = result.target
     major = f"PostgreSQL {target.version // 10_000}"
-    return major if target.embedded else f"{major} at {target.host}:{target.port}"
+    return major if target.embedded else f"{major} at {_short(target.host)}:{target.port}"
+
+
+def _short(host: str) -> str:
+    return host if len(host) <= _LONG else f"{host[: _LONG - 3]}..."
 
 
 def _waterfall(axes: Any, way: Way, ink: Ink, name: str) -> None:

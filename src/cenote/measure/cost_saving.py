@@ -20,8 +20,8 @@ class AtDistance:
     sessions: held at once on average with a connection for each request
     busy: pool connections that work at once on average
     session_bytes, pool_bytes: memory of those sessions, and of that many pooled ones (at least one)
-    slots_rate: requests a second at which the sessions fill all of the server's free slots
-    pool_rate: requests a second that a pool of as many connections could answer, as far as slots go
+    slots_rate: requests a second at which the sessions fill all of the server's free slots; None: a pooler's are not
+        known
     """
 
     rtt_s: float | None
@@ -30,8 +30,7 @@ class AtDistance:
     busy: float
     session_bytes: float | None
     pool_bytes: float | None
-    slots_rate: float
-    pool_rate: float
+    slots_rate: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +94,5 @@ def _at(result: Result, distance: Distance, rate: float) -> AtDistance:
         busy=busy,
         session_bytes=None if idle is None else sessions * idle,
         pool_bytes=None if used is None else max(1.0, busy) * used,
-        slots_rate=result.target.free / distance.held.median,
-        pool_rate=result.target.free / distance.warm_s,
+        slots_rate=result.target.free / distance.held.median if result.direct else None,
     )

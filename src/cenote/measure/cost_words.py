@@ -66,7 +66,7 @@ def place(way: Way, *, local: bool = False) -> str:
 
 def is_local(result: Result | OriginResult) -> bool:
     """Whether the server is known to be on this machine."""
-    return isinstance(result, Result) and result.target.server_pid is not None
+    return isinstance(result, Result) and result.local
 
 
 def phase_rows(way: Way) -> list[tuple[str, ...]]:
@@ -139,7 +139,7 @@ def _saving_row(at: AtDistance, name: str) -> tuple[str, ...]:
         duration(at.wait_s),
         amount(at.sessions),
         "not known" if at.session_bytes is None else mebibytes(at.session_bytes),
-        f"{amount(at.slots_rate)}/s",
+        "not known" if at.slots_rate is None else f"{amount(at.slots_rate)}/s",
         amount(at.busy),
         "not known" if at.pool_bytes is None else mebibytes(at.pool_bytes),
     )
@@ -181,9 +181,8 @@ def _way_there(result: Result) -> str:
     if result.unix:
         return "a Unix socket: no DNS, no TCP, no TLS"
     name = "" if result.near.phase("dns") else "; an address, no name: no DNS look-up"
-    if result.direct is False:
-        return f"TCP{name}; what answers is no process of the server itself: a proxy or a pooler stands between"
-    return f"TCP{name}; {result.near.trips} round trips until ready"
+    between = "" if result.direct else "; a pooler stands between, and this is what a connection to it costs"
+    return f"TCP{name}; {result.near.trips} round trips until ready{between}"
 
 
 def _tls(result: Result) -> str:
@@ -227,12 +226,12 @@ def _authentication(result: Result) -> str:
 def _server_cpu(result: Result) -> str:
     cpu = result.server_cpu
     if cpu is None:
-        return "not known: " + (
-            "the server's processes cannot be seen from here"
-            if result.direct is None
-            else "what answers is not a process of this server"
-            if result.direct is False
-            else "it did not move within the time given"
+        if result.local:
+            return "not known: it did not move within the time given"
+        return (
+            "not known: the server's processes cannot be seen from here"
+            if result.direct
+            else "the pooler's, not known"
         )
     text = f"{duration(cpu.per_connection_s)} for a connection with one query (mean of {cpu.connections:,})"
     if cpu.ready is not None and cpu.first_query is not None and cpu.warm_query is not None:
@@ -260,7 +259,7 @@ def _memory(result: Result) -> Iterator[tuple[str, str]]:
             f"idle {mebibytes(memory.allocated_idle)}, used {mebibytes(memory.allocated_used)} allocated "
             "(pg_backend_memory_contexts: without stack, program, libraries, shared memory)",
         )
-    elif memory.idle.pss is None:
+    elif memory.idle.pss is None and result.direct:
         yield "as it says itself", f"not known: {memory.why_not_allocated}"
 
 
@@ -344,6 +343,8 @@ def _limits(saved: Saving, result: Result) -> Iterator[str]:
         limits.append(f"ports run out at {amount(saved.ports_rate)}/s")
     local = is_local(result)
     pairs = zip(saved.at, result.distances, strict=True)
-    slots = [f"{amount(at.slots_rate)}/s ({place(way, local=local)})" for at, way in pairs]
-    limits.append(f"the server's {result.target.free} free slots are full at {', '.join(slots)}")
-    yield f"With a connection for each request, {'; '.join(limits)}."
+    slots = [f"{amount(at.slots_rate)}/s ({place(way, local=local)})" for at, way in pairs if at.slots_rate]
+    if slots:
+        limits.append(f"the server's {result.target.free} free slots are full at {', '.join(slots)}")
+    if limits:
+        yield f"With a connection for each request, {'; '.join(limits)}."
