@@ -20,8 +20,7 @@ class AtDistance:
     sessions: held at once on average with a connection for each request
     busy: pool connections that work at once on average
     session_bytes, pool_bytes: memory of those sessions, and of that many pooled ones (at least one)
-    slots_rate: requests a second at which the sessions fill all of the server's free slots; None: a pooler's are not
-        known
+    slots_rate: requests a second at which the sessions fill all of the server's free slots; None: it is a pooler's
     """
 
     rtt_s: float | None
