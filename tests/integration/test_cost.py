@@ -424,6 +424,7 @@ def origin(files: TLSFiles | None, protocol: str) -> Iterator[str]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = protocol
+        disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
             self.send_response(200)

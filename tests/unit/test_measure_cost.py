@@ -144,7 +144,7 @@ def test_what_was_not_measured_is_not_saved() -> None:
 
 def test_the_conclusion_is_made_of_the_figures() -> None:
     assert conclusion(RESULT) == [
-        "A query on a new connection is answered after 6 ms, on one that is there after 1 ms: 6 times as fast.",
+        "A query on a new connection is answered after 6 ms, on one that is there after 1 ms: 6.0 times as fast.",
         "At 100 requests a second a pool saves 0.5 s of CPU on the server and 0.2 s of CPU on the client, every "
         "second.",
         "It keeps 6,000 ports of a client on another machine out of TIME_WAIT (there are 30,000 for one address).",

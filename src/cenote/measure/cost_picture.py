@@ -68,7 +68,7 @@ def _waterfall(axes: Any, way: Way, ink: Ink, name: str) -> None:
     warm = way.warm
     phases = [phase for phase in way.phases if phase is not warm]
     trips = f"{way.trips} round trip{'' if way.trips == 1 else 's'}"
-    axes.set_title(f"{name}: ready after {duration(way.ready.median)}, {trips}", fontsize=10.5)
+    axes.set_title(f"{name}: ready after {duration(way.ready.median)}")
     start = 0.0
     for row, phase in enumerate(phases):
         times = phase.seconds
@@ -79,20 +79,21 @@ def _waterfall(axes: Any, way: Way, ink: Ink, name: str) -> None:
         _label(axes, start + max(times.median, times.p90), row, duration(times.median), ink)
         start += times.median
     names = [TITLES[phase.name] for phase in phases]
+    right = max(start, *(_end(phases, number) for number in range(len(phases))))
     if warm is not None:
-        row = len(phases)
-        axes.barh(row, warm.seconds.median, height=0.62, color=ink.good)
-        _label(
-            axes, warm.seconds.median, row, f"{duration(warm.seconds.median)} on a connection that is there", ink
-        )
+        row, took = len(phases), warm.seconds.median
+        axes.barh(row, took, height=0.62, color=ink.good)
+        # Where the bar leaves room for it.
+        what = " on a connection that is there" if took < right / 3 else ""
+        _label(axes, took, row, f"{duration(took)}{what}", ink)
         names.append(TITLES[warm.name])
+        right = max(right, took)
     axes.set_yticks(range(len(names)), names, color=ink.ink)
     axes.invert_yaxis()
-    right = max(start, *(_end(phases, number) for number in range(len(phases))))
     axes.set_xlim(0, right * _ROOM)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 1e3:g}"))
-    axes.set_xlabel(f"milliseconds since the beginning (n={way.samples})")
+    axes.set_xlabel(f"milliseconds; {trips} until ready, n={way.samples}")
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)

@@ -147,7 +147,7 @@ def _saving_row(at: AtDistance, name: str) -> tuple[str, ...]:
 
 def amount(value: float) -> str:
     """A number for a reader: two digits below ten, whole above."""
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+    return f"{value:,.0f}" if value >= 9.95 else f"{value:#.2g}"
 
 
 # -- what else was seen -----------------------------------------------------------------------------------------
@@ -315,9 +315,10 @@ def _times(near: Way, what: str) -> str:
     warm = near.warm
     assert warm is not None
     ratio = near.answered.median / warm.seconds.median
+    faster = f"{amount(ratio)} times as fast" if ratio >= 1.05 else "no faster"
     return (
         f"A {what} on a new connection is answered after {duration(near.answered.median)}, on one that is there "
-        f"after {duration(warm.seconds.median)}: {amount(ratio)} times as fast."
+        f"after {duration(warm.seconds.median)}: {faster}."
     )
 
 
