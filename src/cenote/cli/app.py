@@ -11,6 +11,7 @@ from cenote.cli.check_config import check_config
 from cenote.cli.demo import demo
 from cenote.cli.options import options
 from cenote.cli.serve import serve
+from cenote.cli.size import size
 
 _HELP = """A connection pool for PostgreSQL.
 
@@ -32,6 +33,10 @@ For any driver in any language, as a daemon before the server (without a URL: a 
 See what that changes, on a private server, in under a minute:
 
     cenote demo
+
+Measure how many connections serve your queries best (without a URL: on a private server):
+
+    cenote size postgresql://... --sql "SELECT ..."
 """
 
 app = typer.Typer(
@@ -45,6 +50,7 @@ app.command()(serve)
 app.command("check-config")(check_config)
 app.command()(demo)
 app.command()(options)
+app.command()(size)
 
 
 def _version(asked: bool) -> None:

@@ -39,7 +39,7 @@ class Law:
     coherency: float
     ceiling: float | None = None
 
-    def at(self, connections: int) -> float:
+    def at(self, connections: float) -> float:
         """Throughput with that many connections."""
         n = connections
         law = self.rate * n / (1 + self.contention * (n - 1) + self.coherency * n * (n - 1))

@@ -100,9 +100,9 @@ class _Parser:
                 raise BadExpression(f":{variable} has no value here")
             self._at += 1
             return lambda variables, chance: variables[variable]
-        if word is not None:
-            return self._call(word)
-        self._refuse()
+        if word is None:
+            self._refuse()
+        return self._call(word)
 
     def _call(self, word: str) -> Expression:
         least, most, function = _FUNCTIONS.get(word, (0, 0, None))
@@ -184,7 +184,7 @@ def _zipfian(chance: random.Random, low: float, high: float, parameter: float) -
         u, v = 1.0 - chance.random(), chance.random()
         if u ** (-1 / power) > last - first + 1:
             continue
-        rank = math.floor(u ** (-1 / power))
+        rank = int(u ** (-1 / power))
         ratio = (1 + 1 / rank) ** power
         if v * rank * (ratio - 1) / (scale - 1) <= ratio / scale:
             return first - 1 + rank

@@ -1,4 +1,4 @@
-"""The query mix that a measurement runs: SQL with weights, and the part of pgbench's script language it can honour.
+"""The query mix that a measurement runs: SQL with weights, and a part of pgbench's scripts.
 
 A script is SQL statements, each ended by `;`, and the meta-commands `\\set` and `\\sleep`; `:name` in a statement
 becomes the variable's value, as in pgbench. What is not understood is refused with its line, never skipped: a
@@ -223,7 +223,7 @@ class _Reading:
         pieces, names = [""], []
         at = 0
         for found in _USE.finditer(text):
-            # As in pgbench, a name that nobody set stays as it is: it may be a slice, or a mistake the server names.
+            # As in pgbench, a name that nobody set stays as it is: it may be a slice.
             if found[1] in self._known:
                 pieces[-1] += text[at : found.start()]
                 pieces.append("")

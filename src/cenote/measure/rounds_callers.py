@@ -112,7 +112,7 @@ class Caller:
             raise Unusable(f"{self.script.name}: COPY cannot be measured here")
         code = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
         words = (result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"").decode(errors="replace")
-        if not code or code[:2] in {"57", "58", "08"} and code != _CANCELLED:
+        if not code or (code[:2] in {"57", "58", "08"} and code != _CANCELLED):
             raise Unusable(f"the server ended it: {words or one_line(Exception(libpq_words(self._libpq)))}")
         if code not in _RETRIABLE and code != _CANCELLED:
             raise Unusable(f"{self.script.name} fails on the server: {words} (SQLSTATE {code})")

@@ -36,7 +36,9 @@ def statements(conn: Any) -> tuple[Statement, ...] | None:
         rows = conn.execute(_READ.format(schema=row[0], most=_MOST)).fetchall()
     except psycopg.Error:
         return None  # installed and not loaded, older than 13, or not for our role
-    return tuple(Statement(calls, float(total_s) / calls, " ".join(query.split())) for calls, total_s, query in rows)
+    return tuple(
+        Statement(calls, float(total_s) / calls, " ".join(query.split())) for calls, total_s, query in rows
+    )
 
 
 def mean_s(found: tuple[Statement, ...]) -> float:
