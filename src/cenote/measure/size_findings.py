@@ -141,8 +141,8 @@ def explained(result: Result, fleet: Fleet, found: Advice) -> Iterator[str]:
 def _curve(result: Result) -> str:
     law, fit = result.fit.law, result.fit
     words = (
-        f"The law: one connection does {law.rate:,.0f} per second; {100 * law.contention:.3g} % of the work is "
-        f"done one at a time (contention), and each pair of connections costs {100 * law.coherency:.2g} % more "
+        f"The law: one connection does {law.rate:,.0f} per second; {100 * law.contention:.1f} % of the work is "
+        f"done one at a time (contention), and each pair of connections costs {100 * law.coherency:.2f} % more "
         f"(coherency)"
     )
     if law.ceiling is not None:

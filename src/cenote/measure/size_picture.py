@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator, PercentFormatter
 
 from cenote.measure.findings import duration
 from cenote.measure.ink import Draw, Ink, head
@@ -75,7 +75,8 @@ def _rate(axes: Any, result: Result, found: Advice, ink: Ink) -> None:
         label="90 % band of the fit",
     )
     cut = "" if fit.law.ceiling is None else ", cut off at a ceiling"
-    axes.plot(numbers, [fit.law.at(n) for n in numbers], color=colour, lw=2, label=f"scalability law fitted{cut}")
+    finely = [fit.most ** (step / 400) for step in range(401)]
+    axes.plot(finely, [fit.law.at(n) for n in finely], color=colour, lw=2, label=f"scalability law fitted{cut}")
     xs = [level.connections for level in levels for _ in level.rates]
     ys = [rate for level in levels for rate in level.rates]
     axes.plot(xs, ys, ".", color=ink.faint, ms=5, alpha=0.7, label="each round")
@@ -91,12 +92,12 @@ def _rate(axes: Any, result: Result, found: Advice, ink: Ink) -> None:
     )
     top = max([*ys, *(high for _, high in fit.band.values())])
     if fit.saturated:
-        axes.axvspan(fit.knee_low / 1.02, fit.knee_high * 1.02, color=ink.good, alpha=0.14, lw=0)
-        axes.axvline(fit.knee, color=ink.good, lw=1.8)
+        axes.axvspan(fit.knee_low / 1.02, fit.knee_high * 1.02, ymax=0.84, color=ink.good, alpha=0.14, lw=0)
+        axes.axvline(fit.knee, ymax=0.84, color=ink.good, lw=1.8)
         span = "" if fit.knee_low == fit.knee_high else f" ({fit.knee_low} to {fit.knee_high})"
         _note(axes, fit.knee, 0.06, f"knee {fit.knee}{span}", ink.good, fit.most)
     if found.formula is not None and found.formula <= fit.most * 1.1:
-        axes.axvline(found.formula, color=ink.faint, lw=1.2, ls=(0, (4, 3)))
+        axes.axvline(found.formula, ymax=0.84, color=ink.faint, lw=1.2, ls=(0, (4, 3)))
         _note(axes, found.formula, 0.16, f"cores x 2 + spindles = {found.formula}", ink.faint, fit.most)
     _axis(axes, levels)
     axes.set_title("Transactions per second")
@@ -126,6 +127,7 @@ def _latency(axes: Any, result: Result, ink: Ink) -> None:
         if points:
             axes.plot(*zip(*points, strict=True), "o-", ms=4, lw=1.8, color=ink.series[number], label=name)
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_title("Latency (log scale)")
