@@ -182,8 +182,8 @@ def _zipfian(chance: random.Random, low: float, high: float, parameter: float) -
     scale = 2.0**power
     while True:
         u, v = 1.0 - chance.random(), chance.random()
-        if u ** (-1 / power) > last - first + 1:
-            continue
+        if -math.log(u) / power >= math.log(last - first + 2):
+            continue  # beyond the range, and maybe beyond what a float holds
         rank = int(u ** (-1 / power))
         ratio = (1 + 1 / rank) ** power
         if v * rank * (ratio - 1) / (scale - 1) <= ratio / scale:
