@@ -12,6 +12,7 @@ from cenote.cli.demo import demo
 from cenote.cli.options import options
 from cenote.cli.serve import serve
 from cenote.cli.size import size
+from cenote.cli.storm import storm
 
 _HELP = """A connection pool for PostgreSQL.
 
@@ -37,6 +38,10 @@ See what that changes, on a private server, in under a minute:
 Measure how many connections serve your queries best (without a URL: on a private server):
 
     cenote size postgresql://... --sql "SELECT ..."
+
+See what happens when thousands of clients arrive at once (simulated; no server needed):
+
+    cenote storm thousand-functions
 """
 
 app = typer.Typer(
@@ -51,6 +56,7 @@ app.command("check-config")(check_config)
 app.command()(demo)
 app.command()(options)
 app.command()(size)
+app.command()(storm)
 
 
 def _version(asked: bool) -> None:

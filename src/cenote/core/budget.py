@@ -213,9 +213,9 @@ class Budget:
         for share in entitled:
             if share.machine in self.hungry:
                 self._take(share, promised, now, touched)
-        # A thousand hungry pools that each look through a thousand others take half a second: only where it can help.
-        rested = [m for m in self.shares if m.shelf.size() and m.shelf.oldest().since <= now - GRACE_S]
-        for share in others if rested else ():
+        # A thousand hungry pools that each look through a thousand others take half a second: only if it can help.
+        rested = [slot.since <= now - GRACE_S for m in self.shares if (slot := m.shelf.oldest()) is not None]
+        for share in others if any(rested) else ():
             if share.machine in self.hungry:
                 self._take_idle(share, self._rivals(share), 1, now - GRACE_S, touched)
         return list(touched)

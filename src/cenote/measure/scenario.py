@@ -42,11 +42,17 @@ class Costs:
     query_ms: float = _option(0.5, "server CPU of a query, on average", unit="ms", low=0.001, high=60_000)
     wait_ms: float = _option(0.5, "a query's waiting for disk, locks, sleep", unit="ms", low=0, high=60_000)
     spread: float = _option(1.0, "standard deviation of these by their mean; 0: all alike", low=0, high=5)
-    connect_ms: float = _option(4.0, "server CPU of a connection: process, TLS, password", unit="ms", low=0, high=10_000)
-    fork_ms: float = _option(0.4, "of one process that starts all sessions, one at a time", unit="ms", low=0, high=1000)
+    connect_ms: float = _option(
+        4.0, "server CPU of a connection: process, TLS, password", unit="ms", low=0, high=10_000
+    )
+    fork_ms: float = _option(
+        0.4, "of one process that starts all sessions, one at a time", unit="ms", low=0, high=1000
+    )
     connect_wait_ms: float = _option(2.0, "round trips of a connection", unit="ms", low=0, high=10_000)
     close_ms: float = _option(1.0, "until the server has let go of one", unit="ms", low=0, high=10_000)
-    contention: float = _option(0.0, "share of the work done one at a time (of the scalability law)", low=0, high=1)
+    contention: float = _option(
+        0.0, "share of the work done one at a time (of the scalability law)", low=0, high=1
+    )
     coherency: float = _option(0.000002, "price of each pair of active connections (of the same)", low=0, high=1)
     proxy_ms: float = _option(0.03, "the proxy's CPU for a request", unit="ms", low=0, high=1000)
     hop_ms: float = _option(0.2, "the way through the proxy and back", unit="ms", low=0, high=1000)
@@ -62,7 +68,9 @@ class Clients:
     timeout_s: float = _option(5.0, "acquire_timeout", unit="seconds", low=0, high=600)
     max_waiting: int = _option(10_000, "who may stand in line at a pool", low=0, high=10_000_000)
     idle_timeout_s: float = _option(300.0, "idle_timeout", unit="seconds", low=0, above=True, high=86_400)
-    budget: int = _option(0, "bound of all local pools together; 0: 70 % of what the server gives", low=0, high=100_000)
+    budget: int = _option(
+        0, "bound of all local pools together; 0: 70 % of what the server gives", low=0, high=100_000
+    )
     proxy_size: int = _option(0, "max_size of the proxy; 0: twice the cores and what waits", low=0, high=100_000)
     proxy_workers: int = _option(1, "processes of the proxy", low=1, high=64)
 
@@ -85,7 +93,9 @@ class Deploy:
     at_s: float = _option(5.0, "when the first new instance starts", unit="seconds", low=0, high=3600)
     ready_s: float = _option(1.0, "from its start until it gets the load", unit="seconds", low=0, high=3600)
     overlap_s: float = _option(3.0, "from its start until the old one drains", unit="seconds", low=0, high=3600)
-    spread_s: float = _option(0.0, "over which the instances start, one after the other", unit="seconds", low=0, high=3600)
+    spread_s: float = _option(
+        0.0, "over which the instances start, one after the other", unit="seconds", low=0, high=3600
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +168,7 @@ def _drawn(scenario: Scenario) -> Requests:
     load, costs = scenario.load, scenario.costs
     last = load.rate if load.to_rate < 0 else load.to_rate
     number = chance.poisson((load.rate + last) / 2 * load.seconds)
-    # The share of a linearly growing load that has come after a share x of the time is (a x + (b - a) x^2 / 2) / mean:
+    # Of a linearly growing load the share (a x + (b - a) x^2 / 2) / mean has come after a share x of the time:
     # solved for x, uniform draws become the moments of a Poisson process with that rate.
     u = chance.random(number)
     a, b = load.rate, last
@@ -275,7 +285,9 @@ def _table_problems(table: str, given: Mapping[str, Any]) -> Iterator[str]:
 
 def _unknown(key: str, known: list[str]) -> str:
     near = difflib.get_close_matches(key, known, 1)
-    return f"unknown name {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}")
+    return f"unknown name {key!r}" + (
+        f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+    )
 
 
 def _conflicts(scenario: Scenario) -> Iterator[str]:

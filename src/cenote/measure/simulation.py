@@ -1,6 +1,6 @@
 """A storm, simulated: discrete events on the real pool machine under a virtual clock.
 
-Everything a pool decides here is decided by `core/machine.py`, and with a budget by `core/budget.py`: the same code
+Everything a pool decides here is decided by `core/machine.py`, and with a budget by `core/budget.py`: the code
 that runs in a program and in the proxy. Simulated is the rest: the clock, the requests, and the server
 (`measure/station.py`). One way a run: a connection for each request, local pools, local pools under a budget, or
 one proxy. Same seed, same result.
