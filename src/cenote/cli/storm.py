@@ -185,7 +185,8 @@ def _print(results: dict[str, Any]) -> None:
         console.print(
             f"\n{kind[0].upper()}{kind[1:]}: {each.outcomes[0].requests:,} requests; "
             f"{scenario.server.cores} cores, {scenario.usable} connections to be had; "
-            f"{scenario.clients.instances} instances x {scenario.clients.pool_size}, budget {scenario.budget}, proxy {scenario.proxy_size}",
+            f"{scenario.clients.instances} instances x {scenario.clients.pool_size}, "
+            f"budget {scenario.budget}, proxy {scenario.proxy_size}",
             markup=False,
         )
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

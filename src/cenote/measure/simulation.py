@@ -138,12 +138,12 @@ class Simulation:
 
         chance = random.Random(scenario.seed)
         self._random = chance.random
-        self._budget = self._new_budget() if way == "budget" else None
+        self.budget = self._new_budget() if way == "budget" else None
         self._serving = False
         self._served = -NEVER
         pools = {"none": 0, "proxy": 1}.get(way, scenario.clients.instances)
         self._machines = [self._new_machine() for _ in range(pools)]
-        self._all = list(self._machines)
+        self.machines = list(self._machines)
 
     # -- the run --------------------------------------------------------------------------------------------
 
@@ -301,7 +301,7 @@ class Simulation:
         self._connections = 0
         for what, args in self._station.clear(self.now):
             self._at(self.now, what, *args)
-        for machine in self._all:
+        for machine in self.machines:
             while (slot := machine.shelf.oldest()) is not None:
                 machine.idle_lost(slot, self.now, "server_closed", CONNECTION)
             self._perform(machine)
@@ -339,8 +339,8 @@ class Simulation:
     def _dialed(self, failure: str, life: int, machine: Machine, slot: Slot) -> None:
         slot.data = life
         if failure or life != self._life:
-            if failure == TEMPORARY and self._budget is not None:
-                self._budget.refused(self.now)
+            if failure == TEMPORARY and self.budget is not None:
+                self.budget.refused(self.now)
             machine.dial_failed(slot, self.now, failure or DESTINATION)
         else:
             machine.dialed(slot, self.now)
@@ -377,8 +377,8 @@ class Simulation:
             "off",
             self._random,
         )
-        if self._budget is not None:
-            self._budget.join(machine, int(_FLOOR_SHARE * self._scenario.budget / clients.instances))
+        if self.budget is not None:
+            self.budget.join(machine, int(_FLOOR_SHARE * self._scenario.budget / clients.instances))
         return machine
 
     # -- the budget -----------------------------------------------------------------------------------------
@@ -390,20 +390,20 @@ class Simulation:
     def _serve_at(self, when: float) -> None:
         if not self._serving:
             self._serving = True
-            self._at(max(when, self._served + _SERVE_POOL_S * len(self._all)), self._serve)
+            self._at(max(when, self._served + _SERVE_POOL_S * len(self.machines)), self._serve)
 
     def _serve(self) -> None:
-        assert self._budget is not None
+        assert self.budget is not None
         self._serving = False
         self._served = self.now
-        for machine in self._budget.serve(self.now):
+        for machine in self.budget.serve(self.now):
             self._perform(machine)
-        if self._budget.hungry:
+        if self.budget.hungry:
             self._serve_at(self.now + _SERVE_EVERY_S)
 
     def _tick_budget(self) -> None:
-        assert self._budget is not None
-        for machine in self._budget.tick(self.now):
+        assert self.budget is not None
+        for machine in self.budget.tick(self.now):
             self._perform(machine)
         self._at(self.now + _TICK_EVERY_S, self._tick_budget)
 
@@ -418,7 +418,7 @@ class Simulation:
         for machine in self._machines:
             machine.start(0.0)
             self._perform(machine)
-        if self._budget is not None:
+        if self.budget is not None:
             self._at(_TICK_EVERY_S, self._tick_budget)
         if scenario.restart is not None:
             self._at(scenario.restart.at_s, self._stop_server, scenario.restart.down_s)
@@ -433,7 +433,7 @@ class Simulation:
         deploy = self._scenario.deploy
         assert deploy is not None
         machine = self._new_machine()
-        self._all.append(machine)
+        self.machines.append(machine)
         machine.start(self.now)
         self._perform(machine)
         old = self._machines[number]
@@ -445,7 +445,7 @@ class Simulation:
         self._perform(machine)
 
     def _sample(self, every_s: float) -> None:
-        waiting = sum(machine.waiting.size for machine in self._all)
+        waiting = sum(machine.waiting.size for machine in self.machines)
         answered, lost = self._answered - self._seen[0], self._lost - self._seen[1]
         self._seen = (self._answered, self._lost)
         self._samples.append(Sample(self.now, self._connections, waiting, answered, lost))

@@ -56,6 +56,8 @@ def _latency(axes: Any, storm: Storm, ink: Ink) -> None:
         values = np.maximum(np.quantile(each.latency_s, shares), _LEAST_S)
         top = each.answered / each.requests
         axes.plot([*values, longest * 1.5], [*(shares * top), top], color=ink.series[number], lw=2.2, label=name)
+    fastest = [float(np.quantile(each.latency_s, 0.005)) for each in storm.outcomes if each.answered]
+    axes.set_xlim(max(_LEAST_S, min(fastest, default=0.001)), longest * 1.5)
     axes.set_ylim(0, 1.3)  # room for the legend above every curve
     axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))

@@ -239,7 +239,7 @@ def _storm(
         process.stdin.write(json.dumps(asdict(plan)) + "\n")
         process.stdin.flush()
         with _counted(server) as count:
-            samples = []
+            samples: list[int] = []
             for line in process.stdout:
                 message = json.loads(line)
                 if "unusable" in message:
@@ -287,7 +287,7 @@ def _outcome(way: str, number: int, figures: dict[str, Any], connections: Sequen
 
     samples = tuple(Sample(**sample) for sample in figures.pop("samples"))
     if way == "proxy":  # the callers see their connections to the proxy only
-        seen = [*connections, *connections[-1:] * len(samples)]
+        seen = [*connections, *([connections[-1]] * len(samples) if connections else [])]
         samples = tuple(replace(each, connections=n) for each, n in zip(samples, seen, strict=False))
         figures["peak"] = figures["opened"] = max(connections, default=0)
     latency_s = np.array(figures.pop("latency_s"), dtype=float)
