@@ -77,7 +77,7 @@ def test_a_planted_knee_is_found_within_one_step(database: str) -> None:
 
 def test_waiting_for_locks_is_seen(database: str) -> None:
     one = Source("one lock", "BEGIN; SELECT pg_advisory_xact_lock(53300); SELECT pg_sleep(0.002); COMMIT;")
-    result = run(look(database), Setup(most=6, seconds=3.0, sources=(one,)))
+    result = run(look(database), Setup(most=6, seconds=2.5, sources=(one,)))
     assert result.levels[0].locked < 0.05
     assert result.levels[-1].locked > 0.4
     assert result.fit.knee <= 2
@@ -88,7 +88,7 @@ def test_json_picture_and_report_come_from_one_run_of_a_script(database: str, tm
     script.write_text("\\set n random(1, 10 * :scale)\nBEGIN;\nSELECT :n;\nSELECT count(*) FROM pg_am;\nEND;\n")
     plot, report = tmp_path / "size.svg", tmp_path / "size.html"
     words = ["--pgbench-script", f"{script}@2", "-D", "scale=3", "--sql", "SELECT 1", "--protocol", "prepared"]
-    words += ["--max", "4", "--seconds", "3", "--json", "--plot", str(plot), "--report", str(report)]
+    words += ["--max", "4", "--seconds", "2", "--json", "--plot", str(plot), "--report", str(report)]
     ended = size(database, *words)
     assert (ended.exit_code, ended.stderr) == (0, "")
     figures = json.loads(ended.stdout)
@@ -102,7 +102,7 @@ def test_json_picture_and_report_come_from_one_run_of_a_script(database: str, tm
 
 
 def test_without_a_url_it_measures_a_private_server_and_explains() -> None:
-    ended = size("--seconds", "3", "--max", "4", "--instances", "10", "--workers", "4")
+    ended = size("--seconds", "2", "--max", "4", "--instances", "10", "--workers", "4")
     assert (ended.exit_code, ended.stderr) == (0, "")
     for words in ("transactions/s", "system CPU", "The law:", "The formula", "max_connections = ", "40 processes"):
         assert words in ended.stdout
@@ -115,7 +115,7 @@ def test_a_role_that_may_only_read_is_measured_with_the_default(pg18: Postgres, 
         "CREATE ROLE size_reader LOGIN PASSWORD 'r'; ALTER ROLE size_reader SET default_transaction_read_only = on"
     )
     try:
-        ended = size(pg18.dsn_for(user="size_reader", password="r", database=name), "--seconds", "3", "--max", "4")
+        ended = size(pg18.dsn_for(user="size_reader", password="r", database=name), "--seconds", "2", "--max", "4")
         assert (ended.exit_code, ended.stderr) == (0, "")
         assert "role size_reader" in ended.stdout
         writes = size(
@@ -140,7 +140,7 @@ def test_failed_transactions_are_counted_and_rolled_back(database: str) -> None:
     with psycopg.connect(database, autocommit=True) as conn:
         conn.execute("CREATE TABLE counts (n int)")
         conn.execute("INSERT INTO counts VALUES (0)")
-        result = run(look(database), Setup(most=4, seconds=3.0, sources=(clash,)))
+        result = run(look(database), Setup(most=4, seconds=2.0, sources=(clash,)))
         assert sum(result.levels[-1].failed.values()) > 0
         row = conn.execute("SELECT n FROM counts").fetchone()
         assert row is not None

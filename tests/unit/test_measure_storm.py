@@ -1,4 +1,4 @@
-"""What `cenote storm` simulates: the server's model, the four ways on the real machine, scenarios, words, pictures."""
+"""What `cenote storm` simulates: the server's model, the four ways on the real machine; scenarios and words."""
 
 import json
 import math
@@ -216,7 +216,8 @@ def test_costs_have_the_mean_and_the_spread_that_were_asked_for() -> None:
 
 
 def test_everything_wrong_with_a_scenario_is_told_at_once() -> None:
-    text = 'titel = "x"\nseed = 1.5\nload = 3\n[server]\ncore = 4\nmax_connections = 1\n[clients]\ninstances = "many"\n'
+    text = 'titel = "x"\nseed = 1.5\nload = 3\n[server]\ncore = 4\nmax_connections = 1\n'
+    text += '[clients]\ninstances = "many"\n'
     with pytest.raises(ConfigError) as caught:
         parse(text, "mine.toml")
     problems = " ".join(caught.value.problems)
@@ -243,7 +244,7 @@ def test_everything_wrong_with_a_scenario_is_told_at_once() -> None:
     ],
 )
 def test_a_scenario_that_cannot_be_is_refused(text: str, words: str) -> None:
-    with pytest.raises(ConfigError, match="mine.toml") as caught:
+    with pytest.raises(ConfigError, match=r"mine\.toml") as caught:
         parse(text, "mine.toml")
     assert words in str(caught.value)
 

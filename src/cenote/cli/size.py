@@ -59,7 +59,7 @@ def size(
         int | None,
         typer.Option("--max", help="The largest number of connections (4 to 2,000; 64, or as many as are free)."),
     ] = None,
-    seconds: Annotated[float, typer.Option(help="The longest it may take (3 to 3,600 seconds).")] = 30.0,
+    seconds: Annotated[float, typer.Option(help="The longest it may take (2 to 3,600 seconds).")] = 30.0,
     instances: Annotated[int, typer.Option(min=1, help="Of your program, that share the server.")] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Processes of each instance, each with a pool.")] = 1,
     overlap: Annotated[

@@ -20,7 +20,7 @@ from cenote.measure.mix import Source, parse_mix
 from cenote.measure.pressure import Pressure, Watch, cores, watch
 from cenote.measure.rounds import PROTOCOLS, Callers, Plan, Round, callers, latency_s
 from cenote.measure.statements import Statement, statements
-from cenote.measure.target import Target
+from cenote.measure.target import CONNECT_TIMEOUT_S, Target
 
 DEFAULT = Source(
     "the default",
@@ -55,7 +55,7 @@ class Setup:
     most: int | None = _option(
         None, "the largest number of connections", low=4, high=2000, none_means="64, or as many as are free"
     )
-    seconds: float = _option(30.0, "the longest the measurement may take", unit="seconds", low=3, high=3600)
+    seconds: float = _option(30.0, "the longest the measurement may take", unit="seconds", low=2, high=3600)
     protocol: str = _option("simple", "how statements are sent, as in pgbench", choices=PROTOCOLS)
     sources: tuple[Source, ...] = (DEFAULT,)
     definitions: dict[str, int | float] = field(default_factory=dict)
@@ -182,12 +182,12 @@ def run(target: Target, setup: Setup, tell: Callable[[Moment], None] = lambda _:
         definitions=setup.definitions,
         protocol=setup.protocol,
         application=application,
-        deadline_s=began + setup.seconds + _ENDS_S,
+        deadline_s=began + CONNECT_TIMEOUT_S + setup.seconds + _ENDS_S,
     )
     with watch(target, application) as watcher:
         others, found = _others(watcher), watcher.ask(statements)
         with callers(plan) as loop:
-            climb = _Climb(loop, watcher, setup, steps(most), began, tell)
+            climb = _Climb(loop, watcher, setup, steps(most), tell)
             ended = climb.run()
     levels = tuple(climb.levels())
     return Result(
@@ -213,7 +213,6 @@ class _Climb:
         watcher: Watch,
         setup: Setup,
         levels: Sequence[int],
-        began: float,
         tell: Callable[[Moment], None],
     ) -> None:
         self.round_s = 0.0
@@ -221,7 +220,7 @@ class _Climb:
         self._watch = watcher
         self._setup = setup
         self._levels = list(levels)
-        self._ends = began + setup.seconds - _ENDS_S
+        self._ends = time.monotonic() + CONNECT_TIMEOUT_S
         self._tell = tell
         self._rounds: dict[int, list[tuple[Round, Pressure]]] = defaultdict(list)
 
@@ -253,8 +252,10 @@ class _Climb:
             yield _level(n, self._rounds[n])
 
     def _pace(self) -> None:
-        """How long a round is, from how long a transaction takes alone. It also warms the server's caches."""
+        """How long a round is, from how long a transaction takes alone. It also warms the server's caches, and
+        the time counts from its end."""
         trial = self._measure(1, _TRIAL_S, 0.0)
+        self._ends = time.monotonic() + self._setup.seconds - _ENDS_S
         latency = trial.elapsed_s / max(1, trial.transactions)
         left = self._ends - time.monotonic()
         fair = left / (len(self._levels) * _ROUNDS) / (1 + _SETTLE)

@@ -145,7 +145,10 @@ class Callers:
                 }
             )
             before = now
-            print(json.dumps({"ended": sum(now)}), flush=True)
+            try:
+                print(json.dumps({"ended": sum(now)}), flush=True)
+            except BrokenPipeError:
+                return  # whoever started us has gone; the end of our input stops everything
             await asyncio.sleep(_SAMPLE_EVERY_S)
 
 

@@ -32,6 +32,7 @@ _MOST_SECONDS = 30.0
 _MOST_CONNECTIONS = 400
 _PROXY_CLIENTS = 100
 _GRACE_S = 15.0
+_STOPS_WITHIN_S = 5.0
 _TIMES = 25
 _SLEEP_S = 0.005
 
@@ -250,13 +251,11 @@ def _storm(
                 tell(Moment(way, message["ended"], len(plan.at_s)))
         raise CenoteError(f"the callers' process ended early (exit status {process.wait()})")
     finally:
-        with process.stdin, process.stdout:
-            pass
         try:
-            process.wait(5.0)
-        except subprocess.TimeoutExpired:
+            process.communicate(timeout=_STOPS_WITHIN_S)  # ends its input, and reads what it still has to say
+        except (subprocess.TimeoutExpired, BrokenPipeError):
             process.kill()
-            process.wait()
+            process.communicate()
 
 
 @contextmanager
