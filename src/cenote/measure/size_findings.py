@@ -13,6 +13,7 @@ from cenote.measure.statements import mean_s
 
 _BUSY_CALLERS = 0.85
 _POOR_FIT = 0.10
+_SHORT_S = 0.0003
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +229,11 @@ def _doubts(result: Result) -> Iterator[str]:
     fit = result.fit
     if fit.error > _POOR_FIT:
         yield f"The law misses by {100 * fit.error:.0f} %: trust the measured levels more than the curve."
+    if not fit.knee_low / 1.5 <= fit.measured_knee <= fit.knee_high * 1.5:
+        yield (
+            f"The law's knee and the measured one, {fit.measured_knee}, are more than a step apart: the truth is "
+            "between them, and more --seconds bring them together."
+        )
     if fit.knee_high > 2 * fit.knee_low:
         yield "The knee is not sharp, or the machine was not quiet: more --seconds narrow the interval."
     busiest = max(result.levels, key=lambda level: level.callers_cpu)
@@ -240,6 +246,12 @@ def _doubts(result: Result) -> Iterator[str]:
         yield (
             f"The measuring process took up to {busiest.callers_cpu:.2f} of this machine's {result.cores} CPUs, "
             "which the server then does not have: with the callers elsewhere the knee may be higher."
+        )
+    alone_s = result.levels[0].p50_s
+    if alone_s is not None and alone_s < _SHORT_S:
+        yield (
+            f"A transaction takes {duration(alone_s)} alone, of which the measuring process needs some 30 µs to "
+            "send the next one: that lowers the curve at its beginning and moves the knee up by a connection or two."
         )
     failed = sum(sum(level.failed.values()) for level in result.levels)
     if failed:
