@@ -12,6 +12,8 @@ from cenote.cli.cost import cost
 from cenote.cli.demo import demo
 from cenote.cli.options import options
 from cenote.cli.serve import serve
+from cenote.cli.size import size
+from cenote.cli.storm import storm
 
 _HELP = """A connection pool for PostgreSQL.
 
@@ -37,6 +39,14 @@ See what that changes, on a private server, in under a minute:
 Take a connection to your server apart, phase by phase, and see what a pool would save:
 
     cenote cost postgresql://...
+
+Measure how many connections serve your queries best (without a URL: on a private server):
+
+    cenote size postgresql://... --sql "SELECT ..."
+
+See what happens when thousands of clients arrive at once (simulated; no server needed):
+
+    cenote storm thousand-functions
 """
 
 app = typer.Typer(
@@ -51,6 +61,8 @@ app.command("check-config")(check_config)
 app.command()(demo)
 app.command()(cost)
 app.command()(options)
+app.command()(size)
+app.command()(storm)
 
 
 def _version(asked: bool) -> None:
