@@ -42,8 +42,18 @@ class Shelf:
         if len(self.rings) == 1 or (self.bare.last is not None and (self.cost is None or settings is None)):
             return self.bare.last  # type: ignore[no-any-return]
         if self.cost is not None:
-            return _cheapest([ring.last for ring in self.rings.values() if ring.size], self.cost, settings)
+            return self._cheapest(settings)
         return max([ring.last for ring in self.rings.values() if ring.size], key=_since)  # type: ignore[no-any-return]
+
+    def _cheapest(self, settings: object) -> Slot | None:
+        cheapest, least = None, NEVER
+        for ring in self.rings.values():
+            slot = ring.last
+            if slot is not None and self.cost is not None:
+                cost = self.cost(slot, settings)
+                if cost < least or (cost == least and cheapest is not None and slot.since > cheapest.since):
+                    cheapest, least = slot, cost
+        return cheapest
 
     def oldest(self) -> Slot | None:
         """The slot that has been idle for longest. O(number of distinct settings on the shelf)."""
@@ -78,8 +88,3 @@ class Shelf:
 
 def _since(slot: Slot) -> float:
     return slot.since if slot is not None else -NEVER
-
-
-def _cheapest(slots: list[Slot], cost: Callable[[Slot, object], int], settings: object) -> Slot | None:
-    """Beside the class: a compiled method cannot hold a closure."""
-    return min(slots, key=lambda slot: (cost(slot, settings), -slot.since), default=None)
