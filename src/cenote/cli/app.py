@@ -64,11 +64,8 @@ app = typer.Typer(
 app.command()(serve)
 app.command("check-config")(check_config)
 app.command()(demo)
-<<<<<<< HEAD
 app.command()(report)
-=======
 app.command()(cost)
->>>>>>> main
 app.command()(options)
 app.command()(size)
 app.command()(storm)
