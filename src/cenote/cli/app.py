@@ -33,10 +33,6 @@ For any driver in any language, as a daemon before the server (without a URL: a 
 
     cenote serve postgresql://...
 
-Is a running daemon ready for transaction mode, and what pins its clients:
-
-    cenote report postgresql://admin@127.0.0.1:6432/cenote
-
 See what that changes, on a private server, in under a minute:
 
     cenote demo
@@ -52,6 +48,10 @@ Measure how many connections serve your queries best (without a URL: on a privat
 See what happens when thousands of clients arrive at once (simulated; no server needed):
 
     cenote storm thousand-functions
+
+See what keeps the clients of a running daemon from sharing connections, and who sends it:
+
+    cenote report postgresql://admin@127.0.0.1:6432/cenote
 """
 
 app = typer.Typer(
