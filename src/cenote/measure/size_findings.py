@@ -251,7 +251,7 @@ def _doubts(result: Result) -> Iterator[str]:
     if alone_s is not None and alone_s < _SHORT_S:
         yield (
             f"A transaction takes {duration(alone_s)} alone, of which the measuring process needs some 30 µs to "
-            "send the next one: that lowers the curve at its beginning and moves the knee up by a connection or two."
+            "send the next: that lowers the curve at its beginning and moves the knee up by a connection or two."
         )
     failed = sum(sum(level.failed.values()) for level in result.levels)
     if failed:
