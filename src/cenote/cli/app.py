@@ -9,6 +9,7 @@ from cenote._build import is_compiled
 from cenote._version import __version__
 from cenote.cli.check_config import check_config
 from cenote.cli.demo import demo
+from cenote.cli.doctor import doctor
 from cenote.cli.options import options
 from cenote.cli.serve import serve
 
@@ -32,6 +33,10 @@ For any driver in any language, as a daemon before the server (without a URL: a 
 See what that changes, on a private server, in under a minute:
 
     cenote demo
+
+Which limits bite on your server, on the way to it and on this machine, and what to do:
+
+    cenote doctor postgresql://...
 """
 
 app = typer.Typer(
@@ -44,6 +49,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command("check-config")(check_config)
 app.command()(demo)
+app.command()(doctor)
 app.command()(options)
 
 

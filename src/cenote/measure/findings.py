@@ -87,6 +87,17 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e6:.3g} µs"
 
 
+def span(seconds: float) -> str:
+    """Seconds for a reader, however many: "2 h 11 min", "90 s", "12.3 ms"."""
+    if seconds < 10:
+        return duration(seconds)
+    for unit_s, unit, part_s, part in ((86_400, "d", 3600, "h"), (3600, "h", 60, "min")):
+        if seconds >= unit_s:
+            whole, rest = divmod(int(seconds), unit_s)
+            return f"{whole:,} {unit} {rest // part_s} {part}" if rest >= part_s else f"{whole:,} {unit}"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
 def mebibytes(count: float) -> str:
     """Bytes for a reader, in MiB."""
     return f"{count / 2**20:,.1f} MiB"
