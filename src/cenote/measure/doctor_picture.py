@@ -102,13 +102,13 @@ def _colours(ink: Ink) -> dict[str, str]:
 
 def _bars(axes: Any, ink: Ink, facts: Facts) -> None:
     """Above who has the slots now, below what may want them; both on the server's scale."""
-    axes.set_title("The server's slots, now and when all come that may come")
+    axes.set_title("The server's slots, now and when all come that may come", pad=34)
     colours = _colours(ink)
     states = Counter(_state(session.state) for session in facts.server.sessions)
     now = [(states[state], state, colours[state], "") for state in _STATES]
     proxy = facts.proxy.most if facts.proxy is not None and facts.proxy.known else 0
     coming = [
-        (facts.strangers, "others, there now", ink.series[4], ""),
+        (facts.strangers, "others, there now", ink.series[6], ""),
         (facts.programs.most or 0, "your pools, full", ink.series[1], "///"),
         (proxy, "the proxy's budget", ink.series[2], "\\\\\\"),
     ]
@@ -120,12 +120,12 @@ def _bars(axes: Any, ink: Ink, facts: Facts) -> None:
     )
     axes.axvline(most, color=ink.ink, lw=1.4, ls=(0, (4, 3)), label=f"max_connections = {most:,}")
     axes.set_xlim(0, max(most, *ends) * 1.04)
-    axes.set_ylim(-0.55 if facts.announced else 0.45, 2.35)  # room for the legend
+    axes.set_ylim(-0.55 if facts.announced else 0.45, 1.55)
     axes.set_yticks([at for at, _ in rows], ["now", "may come"][: len(rows)], color=ink.ink)
     axes.set_xlabel("connections")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.grid(visible=False, axis="y")
-    axes.legend(loc="upper left", ncols=4, fontsize=9).set_in_layout(False)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.98), ncols=4, fontsize=8.5, columnspacing=1.4)
 
 
 def _stack(axes: Any, ink: Ink, at: int, parts: list[tuple[int, str, str, str]]) -> int:

@@ -212,8 +212,8 @@ def idle_sessions(facts: Facts) -> Verdict:
     if not count:
         return ok("no idle session", **figures)
     said = (
-        f"{count:,} of {used:,} sessions are idle, {long:,} of them for more than {span(_IDLE_LONG_S)}, the longest "
-        f"for {span(ages[-1])}"
+        f"{count:,} of {used:,} sessions are idle, {long:,} of them for over {span(_IDLE_LONG_S)}, "
+        f"the longest for {span(ages[-1])}"
     )
     if long / used > _IDLE_OF_ALL and long / facts.usable > _IDLE_OF_SLOTS:
         return warning(
