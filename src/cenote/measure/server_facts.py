@@ -68,18 +68,21 @@ _ASK_TLS = "SELECT ssl, version, cipher FROM pg_catalog.pg_stat_ssl WHERE pid = 
 T = TypeVar("T")
 
 
-def look_at_sessions_and_way(target: Target, meanwhile: Callable[[list[int]], T]) -> tuple[ServerFacts, T]:
+def look_at_sessions_and_way(
+    target: Target, meanwhile: Callable[[list[int]], T], *, patience_s: float = _PATIENCE_S
+) -> tuple[ServerFacts, T]:
     """Ask the server. One connection at a time.
 
     :param meanwhile: what is to be done before the last connection is closed, with the process numbers of all
         sessions, ours included
+    :param patience_s: how long the questions may take together
     :raises TargetUnusable: it stops answering
     """
     try:
         # The look itself was the first log-in; where no slot is to spare the one that asks must do.
         log_ins = [_log_in(target) for _ in range(_LOG_INS - 1 if target.free else 0)]
         began, cpu = time.perf_counter(), time.thread_time()
-        with _connect(target) as conn, _patience(conn):
+        with _connect(target) as conn, _patience(conn, patience_s):
             log_ins.append((time.perf_counter() - began, time.thread_time() - cpu))
             facts, pid = _ask(conn, sorted(log_ins)[len(log_ins) // 2])
             return facts, meanwhile([pid, *(session.pid for session in facts.sessions)])
@@ -94,10 +97,10 @@ def _connect(target: Target) -> "psycopg.Connection[Any]":
 
 
 @contextmanager
-def _patience(conn: "psycopg.Connection[Any]") -> Iterator[None]:
+def _patience(conn: "psycopg.Connection[Any]", seconds: float) -> Iterator[None]:
     """A server that falls silent is hung up on: libpq would wait for ever."""
     with socket.socket(fileno=os.dup(conn.fileno())) as sock:
-        bell = threading.Timer(_PATIENCE_S, sock.shutdown, [socket.SHUT_RDWR])
+        bell = threading.Timer(seconds, sock.shutdown, [socket.SHUT_RDWR])
         bell.daemon = True
         bell.start()
         try:
