@@ -55,8 +55,10 @@ def demo(
 ) -> None:
     """Many callers at once: a connection for each request, a pool, and the proxy, side by side.
 
-    Then the serverless case: short-lived tasks that connect once each, directly and through the proxy. The server is started for this and removed afterwards; nothing else on this machine is touched. How to read
-    the table: docs/demo.md.
+    Then the serverless case: short-lived tasks that connect once each, directly and through the proxy.
+
+    Servers and proxy are started for this and removed afterwards; nothing else on this machine is touched. How to
+    read the table: docs/demo.md.
     """
     with plain_endings():
         check_files(plot)
@@ -166,8 +168,8 @@ def _print(result: Result, plot: Path | None) -> None:
         f"PostgreSQL {setup.postgres}, max_connections = {setup.max_connections}; {machine['cpus']} CPUs, "
         f"{machine['system']}, Python {machine['python']}, cenote {machine['cenote']}, core: {machine['core']}"
     )
-    names = ["per request", f"pool of {setup.pool_size}", f"proxy with {setup.pool_size}"]
-    console.print(_table("", names, "pool; proxy against the first", result.sides))
+    names = ["one per request", f"pool of {setup.pool_size}", f"proxy with {setup.pool_size}"]
+    console.print(_table("", names, "against the first", result.sides))
     if result.serverless:
         title = f"{setup.serverless:,} short-lived tasks at once"
         console.print(_table(title, ["directly", "through the proxy"], "against that", result.serverless))
@@ -188,7 +190,7 @@ def _table(title: str, names: list[str], remark: str, sides: Sequence[Side]) -> 
 
 
 def _rows(sides: Sequence[Side]) -> Iterator[list[str]]:
-    yield ["requests", *(f"{side.requests:,}" for side in sides), "the same callers, moments and keys"]
+    yield ["requests", *(f"{side.requests:,}" for side in sides), "same moments and keys"]
     for word in ("answered", "refused", "failed", "unfinished"):
         counts = [getattr(side, word) for side in sides]
         if word in {"answered", "refused"} or any(counts):
@@ -238,5 +240,5 @@ _MEASURED: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 _PROXY: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("the proxy's own CPU", "proxy_cpu_s", duration),
     ("the same for each answer", "proxy_cpu_per_answer_s", duration),
-    ("the proxy's own memory (PSS), peak", "proxy_memory_bytes", mebibytes),
+    ("the proxy's memory (PSS), peak", "proxy_memory_bytes", mebibytes),
 )

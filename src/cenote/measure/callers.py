@@ -129,7 +129,7 @@ class Callers:
 
 
 class _Kept:
-    """One caller's own connection: opened for his first request, kept for the others, opened anew when it broke."""
+    """One caller's own connection: opened for the first request, kept for the others."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn

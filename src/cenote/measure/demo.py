@@ -1,4 +1,4 @@
-"""The demonstration: the same requests with a connection for each, through a pool, through the proxy, side by side.
+"""The demonstration: the same requests with a connection for each, through a pool, and through the proxy.
 
 Every way gets a new server of its own, the same table, the same callers, the same moments and the same
 queries, and nothing is prepared for one that the others do not have. It measures and returns figures, and draws
@@ -55,7 +55,7 @@ class Setup:
     clients: int = _option(1000, "callers that ask at the same moment", low=1, high=10_000)
     requests: int = _option(5, "requests of each caller, one after the other", low=1, high=1000)
     every: float = _option(2.0, "all callers ask again after this", unit="seconds", low=0, high=60)
-    pool_size: int = _option(10, "connections of the pool, and of the proxy to the server", low=1, high=1000)
+    pool_size: int = _option(10, "connections of the pool, and of the proxy", low=1, high=1000)
     max_connections: int = _option(100, "what the server allows", low=10, high=1000)
     seconds: float = _option(20.0, "the longest each run may take", unit="seconds", low=0, above=True, high=50)
     serverless: int = _option(

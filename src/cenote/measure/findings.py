@@ -47,10 +47,8 @@ def conclusion(result: Result) -> str:
             sentences.append(f"The {name} needed {listed}.")
     if result.serverless:
         directly, through = result.serverless
-        sentences.append(
-            _fate(directly, f"Of {directly.requests:,} tasks that connect once each, directly", "tasks")
-        )
-        sentences.append(_fate(through, "Through the proxy", "tasks"))
+        sentences.append(_fate(directly, "When short-lived tasks connect once each", "tasks"))
+        sentences.append(_fate(through, "When they connect to the proxy", "tasks"))
     return " ".join(sentences)
 
 

@@ -21,7 +21,10 @@ _BACKENDS_END_WITHIN_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The processes at one moment of the monotonic clock. proxy_bytes: PSS of the proxy; None: none, or not known."""
+    """The processes at one moment of the monotonic clock.
+
+    proxy_bytes: PSS of the proxy; None: there is none, or it is not known
+    """
 
     at_s: float
     backends: Backends

@@ -1,11 +1,12 @@
 """`cenote serve` in a process of its own, before a private server: for experiments that compare ways.
 
-It is started as a user starts it, from a configuration file, and told nothing that he could not say. It is gone
-when the block ends, however it ends.
+It runs as a user starts it, from a configuration file, and is told nothing that he could not say. It is gone when
+the block ends, however it ends, or its process.
 """
 
 import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -61,8 +62,8 @@ def served(server: Postgres, *, size: int, clients: int) -> Iterator[Served]:
         config.write_text(_config(server, size, clients), encoding="utf-8")
         with log.open("wb") as words:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "cenote.cli", "serve", "--config", str(config)],
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-P", "-m", "cenote.measure.served", "serve", "--config", str(config)],
+                stdin=subprocess.PIPE,  # its end is ours: the daemon goes when we are gone
                 stdout=subprocess.PIPE,
                 stderr=words,
                 text=True,
@@ -77,7 +78,7 @@ def served(server: Postgres, *, size: int, clients: int) -> Iterator[Served]:
 
 
 def _config(server: Postgres, size: int, clients: int) -> str:
-    tables = {
+    tables: dict[str, dict[str, str | int]] = {
         "listen": {"host": "127.0.0.1", "port": 0, "max_clients": clients + _SPARE_CLIENTS},
         "server": {"max_connections": size},
         "pool": {"min_size": size, "max_size": size},
@@ -112,10 +113,24 @@ def _port(process: "subprocess.Popen[str]", log: Path) -> int:
 
 
 def _stop(process: "subprocess.Popen[str]") -> None:
-    assert process.stdout is not None
-    process.send_signal(signal.SIGTERM)
     try:
-        process.communicate(timeout=_STOP_S)
-    except BaseException:
-        process.kill()
-        process.communicate()
+        process.communicate(timeout=_STOP_S)  # closes its standard input, which ends it
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of standard input, which whoever started us keeps open; then stop as on Ctrl-C."""
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    from cenote.cli.__main__ import main
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    main()
