@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from cenote.cli.app import app
 from cenote.embedded import Postgres
 from cenote.errors import EmbeddedError, TargetUnusable
+from cenote.measure.served import served
 from cenote.measure.server_facts import look_at_sessions_and_way
 from cenote.measure.target import look
 from cenote.testing.postgres import DebianPostgres, debian_bin_dir, wait_until
@@ -131,6 +132,13 @@ def test_the_budget_of_a_proxy_is_judged_against_the_same_server(server: Postgre
     assert found["slots_overcommitted"]["figures"]["announced"] == 67
     config.write_text(text.format("db.example.org", 5432))
     assert findings(server.dsn, "--config", str(config))["proxy_budget"]["severity"] == "not known"
+
+
+def test_behind_a_pooler_it_says_whose_way_it_examined(server: Postgres) -> None:
+    with served(server, size=2, clients=5) as proxy:
+        found = findings(proxy.dsn)
+    assert found["pooler_between"]["severity"] == "note"
+    assert found["slots_used"]["figures"]["max_connections"] == 100
 
 
 @pytest.mark.debian_pg

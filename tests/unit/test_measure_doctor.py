@@ -1,7 +1,9 @@
 """The doctor's rules: each from made facts, on both sides of each threshold; the resolver's packets; the page."""
 
 import re
+import socket
 import struct
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -353,6 +355,22 @@ def test_without_a_name_server_that_can_be_asked_nothing_is_known() -> None:
     assert time_to_live("db", ()) == NameFacts(None, "/etc/resolv.conf names no name server")
     assert "cannot be asked" in time_to_live("db", ("127.0.0.1",), port=9).why
     assert "cannot be asked" in time_to_live("a" * 64, ("127.0.0.1",)).why
+
+
+def test_the_name_server_is_asked_once_for_the_name_and_believed() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as there:
+        there.bind(("127.0.0.1", 0))
+        there.settimeout(10)
+
+        def serve() -> None:
+            packet, sender = there.recvfrom(512)
+            there.sendto(answer((1, 42, bytes(4)), number=int.from_bytes(packet[:2], "big")), sender)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        found = time_to_live("db.example.org", ("127.0.0.1",), port=there.getsockname()[1])
+        thread.join()
+    assert found == NameFacts(42, "", "127.0.0.1")
 
 
 def test_name_servers_are_those_of_the_file() -> None:

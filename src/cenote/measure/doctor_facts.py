@@ -109,7 +109,7 @@ class Programs:
     server_memory: float | None = _option(
         "memory of the server's machine, where it is another", low=0, above=True, unit="GiB", none_means="none"
     )
-    application: str | None = _option("application_name of your own sessions", none_means="none")
+    application: str | None = _option("what your own sessions have as application_name", none_means="none")
 
     def check(self) -> None:
         problems = []

@@ -86,8 +86,10 @@ def look_at_sessions_and_way(
             log_ins.append((time.perf_counter() - began, time.thread_time() - cpu))
             facts, pid = _ask(conn, sorted(log_ins)[len(log_ins) // 2])
             return facts, meanwhile([pid, *(session.pid for session in facts.sessions)])
-    except psycopg.Error as error:
+    except psycopg.OperationalError as error:
         raise TargetUnusable(f"{target.title} stopped answering while it was asked: {one_line(error)}") from None
+    except psycopg.Error as error:
+        raise TargetUnusable(f"{target.title} does not know what it is asked: {one_line(error)}") from None
 
 
 def _connect(target: Target) -> "psycopg.Connection[Any]":
