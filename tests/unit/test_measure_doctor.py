@@ -259,6 +259,8 @@ def test_the_numbers_are_those_of_the_facts() -> None:
     assert "23 connections" in verdict.consequence
     assert "97 at most" in verdict.remedy
     assert verdict.figures == {"may_connect": 120, "announced": 120, "others": 0, "usable": 97}
+    assert "a pool size of 16 or less" in doctor_slots.local_pools(programs(pool_size=20, instances=6)).remedy
+    assert "Not even one" in doctor_slots.local_pools(programs(pool_size=20, instances=98)).remedy
     ports = doctor_host.ephemeral_ports(programs(rate=300))
     assert ports.number == "300 connections in a second keep 18,000 of 30,000 ports in TIME_WAIT"
     assert doctor_way.log_in_rate(programs(rate=100)).figures["cores"] == pytest.approx(0.5)

@@ -72,12 +72,13 @@ def local_pools(facts: Facts) -> Verdict:
     counted = f"{programs.instances:,} instances x {programs.workers:,} workers x {programs.pool_size:,}"
     figures = {"connections": most, "usable": facts.usable}
     if most > facts.usable:
+        each = facts.usable // (programs.instances * programs.workers)
         return critical(
             f"{counted} = {most:,} connections, {facts.usable:,} fit",
             "Each pool keeps to its own bound and their sum breaks the server's: under load some instances get "
             "connections and the others errors.",
-            f"Use a pool size of {facts.usable // (programs.instances * programs.workers):,} or less, or let the "
-            "pools go through `cenote serve`, whose budget is one for all.",
+            (f"Use a pool size of {each:,} or less, or let" if each else "Not even one connection each fits: let")
+            + " the pools go through `cenote serve`, whose budget is one for all.",
             **figures,
         )
     return ok(f"{counted} = {most:,} connections, {facts.usable:,} fit", **figures)
