@@ -10,6 +10,7 @@ from cenote._version import __version__
 from cenote.cli.check_config import check_config
 from cenote.cli.cost import cost
 from cenote.cli.demo import demo
+from cenote.cli.doctor import doctor
 from cenote.cli.options import options
 from cenote.cli.serve import serve
 from cenote.cli.size import size
@@ -47,6 +48,10 @@ Measure how many connections serve your queries best (without a URL: on a privat
 See what happens when thousands of clients arrive at once (simulated; no server needed):
 
     cenote storm thousand-functions
+
+Which limits bite on your server, on the way to it and on this machine, and what to do:
+
+    cenote doctor postgresql://...
 """
 
 app = typer.Typer(
@@ -60,6 +65,8 @@ app.command()(serve)
 app.command("check-config")(check_config)
 app.command()(demo)
 app.command()(cost)
+
+app.command()(doctor)
 app.command()(options)
 app.command()(size)
 app.command()(storm)
