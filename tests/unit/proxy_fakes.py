@@ -10,6 +10,7 @@ from cenote.core.histogram import Histogram
 from cenote.core.machine import Machine
 from cenote.core.slot import Slot
 from cenote.proxy.config import Config, config_of, pool_options
+from cenote.proxy.observe import Watch
 
 CONFIG = {
     "databases": {"orders": {"host": "db.example", "max_size": 3, "min_size": 1}},
@@ -109,7 +110,7 @@ def fake_pool(config: Config, database: str, user: str) -> Any:
         options.codel,
         lambda: 0.5,
     )
-    return SimpleNamespace(
+    pool = SimpleNamespace(
         name=f"{database}/{user}",
         database=database,
         user=user,
@@ -127,7 +128,8 @@ def fake_pool(config: Config, database: str, user: str) -> Any:
         conversions=0,
         audits_done=0,
         incidents=0,
-        ledger={("settings", b"SET work_mem = ?"): 2},
+        ledger={("carried: settings", b"SET work_mem = ?"): 2},
+        session_mode=options.mode == "session",
         unlisted=0,
         recovered_plans=0,
         replays=0,
@@ -136,6 +138,8 @@ def fake_pool(config: Config, database: str, user: str) -> Any:
         transaction_s=Histogram(),
         query_s=Histogram(),
     )
+    pool.watch = Watch(pool)
+    return pool
 
 
 class Servers(list[Any]):
@@ -161,6 +165,8 @@ def fake_client(pool: Any, pid: int, now: float, **fields: Any) -> Any:
         "connected": now - 5.0,
         "pin": "",
         "text": b"",
+        "sight": None,
+        "pinned_at": now,
         "bytes_in": 0,
         "bytes_out": 0,
     }

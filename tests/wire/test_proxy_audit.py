@@ -102,7 +102,7 @@ async def test_the_ledger_knows_which_text_did_what_and_how_often(proxy_for, pg1
             await client.query(f"SELECT pg_advisory_lock({number})")
             await client.query(f"SELECT pg_advisory_unlock({number})")
     ledger = proxy.call(lambda: dict(proxy.pools()[0].ledger))
-    assert ledger["settings", b"SET my.number = ?"] == 3
+    assert ledger["carried: settings", b"SET my.number = ?"] == 3
     assert ledger["pinned: advisory_locks", b"SELECT pg_advisory_lock(?)"] == 3
 
 

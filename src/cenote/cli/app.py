@@ -12,6 +12,7 @@ from cenote.cli.cost import cost
 from cenote.cli.demo import demo
 from cenote.cli.doctor import doctor
 from cenote.cli.options import options
+from cenote.cli.report import report
 from cenote.cli.serve import serve
 from cenote.cli.size import size
 from cenote.cli.storm import storm
@@ -32,6 +33,10 @@ In a program:
 For any driver in any language, as a daemon before the server (without a URL: a private server to try it):
 
     cenote serve postgresql://...
+
+Is a running daemon ready for transaction mode, and what pins its clients:
+
+    cenote report postgresql://admin@127.0.0.1:6432/cenote
 
 See what that changes, on a private server, in under a minute:
 
@@ -64,9 +69,12 @@ app = typer.Typer(
 app.command()(serve)
 app.command("check-config")(check_config)
 app.command()(demo)
+app.command()(report)
+
 app.command()(cost)
 
 app.command()(doctor)
+
 app.command()(options)
 app.command()(size)
 app.command()(storm)

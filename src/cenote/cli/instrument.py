@@ -30,9 +30,10 @@ Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw it, a
 Report = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a report, as one .html file.")]
 
 
-def check_files(plot: Path | None = None, report: Path | None = None) -> None:
+def check_files(plot: Path | None = None, report: Path | None = None, *, drawn: bool = True) -> None:
     """Return when pictures can be drawn and the files have a place.
 
+    :param drawn: there are pictures in the report
     :raises ConfigError: every problem of the names
     :raises MissingDependency: matplotlib is needed and not installed
     """
@@ -46,7 +47,7 @@ def check_files(plot: Path | None = None, report: Path | None = None) -> None:
             problems.append(f"{name} = {str(path)!r}: there is no directory {path.absolute().parent}")
     if problems:
         raise ConfigError(problems)
-    if plot is not None or report is not None:
+    if plot is not None or (report is not None and drawn):
         try:
             import matplotlib  # noqa: F401
         except ImportError as error:

@@ -34,6 +34,7 @@ _PLACES = {
     "tls_cert": ("listen", "tls_cert"),
     "tls_key": ("listen", "tls_key"),
     "mode": ("pool", "mode"),
+    "observe": ("pool", "observe"),
     "max_size": ("pool", "max_size"),
     "metrics_port": ("metrics_port",),
     "log_format": ("log_format",),
@@ -62,6 +63,14 @@ def serve(
             help="When a client gives its connection back: transaction (the default), session, statement.",
         ),
     ] = None,
+    observe: Annotated[
+        bool | None,
+        typer.Option(
+            "--observe",
+            help="Dry run: session mode (implied), and count what transaction mode would carry, pin or refuse; "
+            "`cenote report` reads it.",
+        ),
+    ] = None,
     max_size: Annotated[
         int | None, typer.Option(help="Server connections of each pool, at most. [default: 10]")
     ] = None,
@@ -84,6 +93,7 @@ def serve(
       cenote serve postgresql://app:secret@db/app   one database, one user
       cenote serve "" --max-size 20                 all from PGHOST, PGUSER, PGSERVICE...
       cenote serve --config cenote.toml             databases and users of a file
+      cenote serve --config cenote.toml --observe   what would change in transaction mode?
       cenote check-config --sample > cenote.toml    a file to begin with
 
     A URL is read as libpq reads it; a password that is not in it comes from PGPASSWORD or ~/.pgpass.
@@ -91,6 +101,8 @@ def serve(
     SIGHUP, or RELOAD on the console, reads the file again; nobody is disconnected. Without a file it is Ctrl-C.
     """
     given = {key: value for key, value in locals().items() if key in _PLACES and value is not None}
+    if observe:
+        given.setdefault("mode", "session")
     with plain_endings():
         need_proxy()
         if url is not None and config is not None:

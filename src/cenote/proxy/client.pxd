@@ -21,6 +21,7 @@ cdef class ClientSession(Named):
     cdef public object customs
     cdef public bint builtin
     cdef public bytes text
+    cdef public double pinned_at
     cdef public bint skipping
     cdef public bytes held
     cdef public bytes part
@@ -81,6 +82,7 @@ cdef class ClientSession(Named):
     @cython.locals(touches=int)
     cdef _note(self, ServerConnection server, Reading reading, bytes data, Py_ssize_t i, Py_ssize_t end)
     cdef bint _may_prepare(self, ServerConnection server, bytes data, Py_ssize_t i) except -1
+    cdef bytes _text_bound(self, bytes data, Py_ssize_t i)
     @cython.locals(replies=ReplyQueue)
     cdef _fresh_sequences(self, ServerConnection server, Reading reading)
     @cython.locals(touches=int)

@@ -66,8 +66,8 @@ _LONGEST = 0x7FFFFFFF
 _LONG_TEXT = b"(too long)"
 # Input held before the client is made to wait.
 _HELD_BYTES = 262_144
-# Large objects, the only functions that libpq calls by number.
-_LARGE_OBJECT_CALLS = frozenset(
+#: Large objects, the only functions that libpq calls by number.
+LARGE_OBJECT_CALLS = frozenset(
     (715, 764, 765, 767, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170, 3171, 3172, 3457, 3458, 3459, 3460)
 )
 
@@ -81,7 +81,7 @@ class ClientSession(Named):
     skipping: refused inside an extended batch, so everything up to Sync is discarded, as a server would
     pin: why it keeps its server connection ("" if it does not)
     customs: the custom settings it may have set; builtin: it may have set others since the server was asked
-    text: the text that touched something
+    text: the text that touched something; pinned_at: since when it keeps its connection
     raw: its statements have its own names on its own connection: nothing is translated any more
     """
 
@@ -105,6 +105,7 @@ class ClientSession(Named):
         self.pid = 0
         self.secret = b""
         self.login: Any = None
+        self.pinned_at = 0.0
         self.since = self.connected = monotonic()
 
     # -- messages ---------------------------------------------------------------------------------------------
@@ -476,7 +477,7 @@ class ClientSession(Named):
                 and not server.replies.open
                 and self.pool.pins_none()
             ):
-                self.write(self.pool.refused_pin(reading.ties, reading.fingerprint))
+                self.write(self.pool.refused_pin(reading.ties, self._text_bound(data, i)))
                 self.skipping = True
                 return end
             self._beware_bound(server, reading, data, i, j, end)
@@ -537,7 +538,7 @@ class ClientSession(Named):
         return start
 
     def _function(self, server: ServerConnection, data: bytes, start: int, i: int, end: int) -> int:
-        if int.from_bytes(data[i + 5 : i + 9], "big") not in _LARGE_OBJECT_CALLS:
+        if int.from_bytes(data[i + 5 : i + 9], "big") not in LARGE_OBJECT_CALLS:
             self._flush(data, start, i)
             start = i
             self.keep(server, _FUNCTION_CALL, _UNKNOWN)
@@ -598,8 +599,11 @@ class ClientSession(Named):
         if not goes:
             self._flush(data, start, i)
             return end
-        if self.raw and not self.holding and end <= len(data):
-            self._mind_copy(server, data, kind, start, i, end)
+        if self.raw:
+            if self.sight is not None:
+                self.sight.message(data, kind, i, end)
+            if not self.holding and end <= len(data):
+                self._mind_copy(server, data, kind, start, i, end)
         return start
 
     def _mind_copy(self, server: ServerConnection, data: bytes, kind: int, start: int, i: int, end: int) -> None:
@@ -659,7 +663,7 @@ class ClientSession(Named):
         """What is about to run may touch this: the server will be asked what came of it."""
         touches = reading.touches
         self.touched |= touches
-        self.text = data[i + 5 : min(end, i + 1024)]
+        self.text = self._text_bound(data, i) if data[i] == _BIND else data[i + 5 : min(end, i + 1024)]
         if touches & (_SETTINGS | _UNKNOWN):
             self.builtin = self.builtin or reading.builtin
             if reading.customs:
@@ -683,6 +687,14 @@ class ClientSession(Named):
             self.keep(server, self.pool.pin_reason(_LOAD), _LOAD)
         if touches & _SEQUENCE:
             self.keep(server, self.pool.pin_reason(_SEQUENCE), _SEQUENCE)
+
+    def _text_bound(self, data: bytes, i: int) -> bytes:
+        """The text of the statement that a Bind names, as far as the ledger needs it."""
+        at = data.index(b"\0", i + 5) + 1
+        name = data[at : data.index(b"\0", at)]
+        statement = self.statements.get(name) if name and self.statements is not None else None
+        tail: bytes = statement.tail if statement is not None else self.unnamed or b""
+        return tail[:1024].partition(b"\0")[0]
 
     def _fresh_sequences(self, server: ServerConnection, reading: Reading) -> None:
         """What reads `currval` or `lastval` shall fail rather than hear of another client's sequences."""
@@ -723,6 +735,7 @@ class ClientSession(Named):
         self.ties |= flags
         if not self.pin:
             self.pin = reason
+            self.pinned_at = monotonic()
             self.pool.pinned_by(self, reason)
 
     def unpin(self) -> None:

@@ -70,6 +70,10 @@ class _OwnPoolOptions(Model):
     mode: Literal["transaction", "session", "statement"] | None = Field(
         default=None, description="when a client gives its server connection back"
     )
+    observe: bool | None = Field(
+        default=None,
+        description="dry run, in session mode: count what transaction mode would carry, pin or refuse",
+    )
     wait_notice: float | None = Field(
         default=None,
         ge=0,
@@ -121,6 +125,7 @@ class _OwnPoolOptions(Model):
 
 _OWN_DEFAULTS: dict[str, Any] = {
     "mode": "transaction",
+    "observe": False,
     "wait_notice": 5.0,
     "cleanup_timeout": 5.0,
     "max_prepared": 200,
@@ -308,6 +313,7 @@ class ProxyPoolOptions:
     connect_timeout: float
     codel: str
     init_query: str | None
+    observe: bool
     wait_notice: float
     cleanup_timeout: float
     max_prepared: int

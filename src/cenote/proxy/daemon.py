@@ -398,6 +398,8 @@ class Daemon:
         client.pool = pool
         self._enter(client)
         pool.clients += 1
+        if pool.watch is not None:
+            pool.watch.enters(client)
         client.write(
             messages.AUTHENTICATION_OK
             + told

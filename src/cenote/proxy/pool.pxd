@@ -37,6 +37,7 @@ cdef class ProxyPool(Lender):
     cdef public bint refuses_pins
     cdef public dict ledger
     cdef public long unlisted
+    cdef public object watch
     cdef public long incidents
     cdef public long audits_done
     cdef public long conversions

@@ -13,11 +13,12 @@ from cenote.core.histogram import Histogram
 from cenote.core.machine import GRANT, REFUSE, SERVE, WAKE, Machine
 from cenote.core.slot import Slot
 from cenote.proxy.asking import Conversion, Learning
+from cenote.proxy.observe import Watch
 from cenote.proxy.prepared import Statement, fingerprint_of, meaning
 from cenote.proxy.roles import Borrower, Lender
 from cenote.proxy.server import ServerConnection
-from cenote.proxy.settings import ROLES, Settings, Way, preparing, put_back, way
-from cenote.proxy.state import HELD, Told
+from cenote.proxy.settings import MAX_PREPARED_BY_SQL, ROLES, Settings, Way, preparing, put_back, way
+from cenote.proxy.state import HELD, TOLD, Told
 from cenote.reasons import ADVICE, TEXT, Pinned, fatal_failure
 from cenote.sql import touch
 from cenote.wire import messages
@@ -42,7 +43,6 @@ _MAX_LEDGER = 1_000
 _AUDIT_EVERY = 1_000  # after the first time
 _MAX_STATEMENTS = 16_384
 _MAX_SETTINGS = 4_096
-_MAX_PREPARED_BY_SQL = 64  # of one client; one with more is pinned
 
 
 def _cost(slot: Slot, settings: Any) -> int:
@@ -59,6 +59,7 @@ class ProxyPool(Lender):
         forgets: they read as an empty string from then on
     ways: conversions that were needed lately
     ledger: how often which kind of text pinned, set or was refused; unlisted: what there was no more room for
+    watch: the dry run, None where there is none
     audited: fingerprints of texts that do more than they show, and whether they are known to touch session state
     minds_sequences: somebody asks `currval` or `lastval`: a connection is to have no others' in it
     customs: names of custom settings that somebody may set
@@ -108,6 +109,7 @@ class ProxyPool(Lender):
         self.refuses_pins = options.unsafe == "refuse"
         self.ledger: dict[tuple[str, bytes], int] = {}
         self.unlisted = 0
+        self.watch = Watch(self) if options.observe else None
         self.customs: set[bytes] = set()
         self.customs_due = True
         self.minds_sequences = False
@@ -176,6 +178,8 @@ class ProxyPool(Lender):
         if server.asked_at:
             self._account(server, now)
         if client.pin:
+            if client.sight is not None:
+                client.sight.rests()
             return
         self._part(client, server)
         if server.hid:
@@ -403,9 +407,11 @@ class ProxyPool(Lender):
     def learned(self, client: Any, server: ServerConnection, told: Told, customs: set[bytes]) -> None:
         """The server has said what there is."""
         if told.settings is not None or told.roles is not None or customs:
-            self.note("settings", client.text)
             before = client.settings.items if client.settings is not None else ()
             items = told.items(before, self.base_items, customs)
+            if items != before or told.asked != TOLD:  # what can do anything may have done nothing
+                role = told.settings is None and not customs
+                self.note(f"carried: {Pinned.ROLE if role else Pinned.SETTINGS}", client.text)
             client.settings = self.settings_of(items, client.settings.prepared if client.settings else ())
             server.stain |= customs & told.customs.keys()
             self.carry(server, client.settings)
@@ -430,7 +436,7 @@ class ProxyPool(Lender):
         for name, text in (told.prepared or {}).items():
             # What was carried here was prepared by us: its own text is known better.
             alone = had[name] if text == had.get(name) else preparing(name, text)
-            if alone is None or len(prepared) >= _MAX_PREPARED_BY_SQL:
+            if alone is None or len(prepared) >= MAX_PREPARED_BY_SQL:
                 return False
             prepared[name] = alone
         if prepared != had:
@@ -567,6 +573,8 @@ class ProxyPool(Lender):
             self.machine.abandon(waiter, now)
             waiter.data = None
         server = client.server
+        if client.sight is not None:
+            client.sight.watch.leaves(client)
         if client.pin:
             self.pinned -= 1
         if server is not None:

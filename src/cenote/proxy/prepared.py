@@ -236,12 +236,14 @@ def clearing(text: str) -> int:
             if not kind:
                 return 0
             cleared |= kind
-    return cleared
+    # A role alone goes back to the log-in's own; only with all settings that is what DISCARD ALL does.
+    return cleared if cleared & touch.SETTINGS or not cleared & touch.ROLE else 0
 
 
 _CLEARING = {
     ("RESET", "ALL"): touch.SETTINGS,
     ("DISCARD", "ALL"): touch.DISCARDED,
+    ("SET", "SESSION", "AUTHORIZATION", "DEFAULT"): touch.ROLE,
     ("DISCARD", "SEQUENCES"): touch.SEQUENCE,
     ("DISCARD", "TEMP"): touch.TEMP,
     ("DISCARD", "TEMPORARY"): touch.TEMP,

@@ -141,7 +141,12 @@ def problems_between(
     :param options_of: the merged options of a pool, by configuration, database and user
     :param complete: see `config_of`
     """
-    problems = [*_names(config), *_balancers(config.listen), *_sizes(config, options_of)]
+    problems = [
+        *_names(config),
+        *_balancers(config.listen),
+        *_sizes(config, options_of),
+        *_modes(config, options_of),
+    ]
     if complete:
         problems += _nothing(config)
         for name, user in config.users.items():
@@ -207,6 +212,18 @@ def _sizes(config: Config, options_of: Callable[[Config, str, str], Any]) -> Ite
                 yield (
                     f'pool "{pool}": min_size = {options.min_size} is above max_size = {options.max_size}: '
                     "lower min_size or raise max_size"
+                )
+
+
+def _modes(config: Config, options_of: Callable[[Config, str, str], Any]) -> Iterator[str]:
+    for database in config.databases:
+        for user in config.users or ("",):
+            options = options_of(config, database, user)
+            if options.observe and options.mode != "session":
+                pool = f"{database}/{user}" if user else database
+                yield (
+                    f'pool "{pool}": observe = true with mode = {options.mode!r}: a dry run tells what '
+                    "transaction mode would do while nothing is multiplexed; it needs mode = 'session'"
                 )
 
 

@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Any
 
 from cenote.errors import ConfigError
-from cenote.proxy import operations
+from cenote.proxy import observe, operations
 from cenote.proxy.budget import server_name
 from cenote.proxy.config import Config, load_config, pool_options
 from cenote.proxy.log import get_log, start_logging
@@ -196,13 +196,14 @@ def _adjust(daemon: Any, pool: Any, old: Config, config: Config) -> list[str]:
     restart = []
     if options.mode != before.mode:
         restart.append(f'mode of pool "{pool.name}" = {options.mode!r} {_RESTART}; it stays {before.mode!r}')
-        options = replace(options, mode=before.mode)
+        options = replace(options, mode=before.mode, observe=options.observe and before.mode == "session")
     target = target_of(config, pool.database, pool.user)
     moved = _place(target) != _place(pool.works.target)
     pool.works.target = target
     _rejoin(daemon, pool, old, config)
     pool.options = options
     pool.acquire_timeout = options.acquire_timeout
+    observe.adjust(pool, options.observe, daemon.clients.values())
     pool.max_prepared = options.max_prepared
     for name in _MACHINE:
         setattr(machine, name, getattr(options, name))

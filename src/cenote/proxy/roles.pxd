@@ -22,6 +22,7 @@ cdef class Borrower(Peer):
     cdef public long long bytes_out
     cdef public double since
     cdef public str pin
+    cdef public object sight
     cdef public str address
 
     cpdef answered(self, server)

@@ -23,6 +23,7 @@ class Borrower(Peer):
     holding: its input waits; raw: nothing is translated for it any more
     left: bytes of a message that are still to come; dropping: and will not be sent on
     polite: it has said goodbye, and waits for its last answers
+    sight: what transaction mode would have made of it, in a dry run; else None
     order_asked: it waits until it is known what became of the batches before
     copy_asked: it waits until all is answered, or the server reads CopyData
     """
@@ -50,6 +51,7 @@ class Borrower(Peer):
         self.bytes_out = 0
         self.since = 0.0
         self.pin = ""
+        self.sight: Any = None
         self.address = ""
 
     def answered(self, server: Any) -> None:

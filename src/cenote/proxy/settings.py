@@ -27,6 +27,7 @@ _NAME_BYTES = 63  # longer ones are cut by the server
 APPLICATION_NAME = b"application_name"
 ROLES = (b"session_authorization", b"role")
 TIMEOUT = b"statement_timeout"
+MAX_PREPARED_BY_SQL = 64  # of one client; one with more is pinned
 PATIENCE = b"SET LOCAL statement_timeout = 0"
 _SHORT = re.compile(rb"\s*\d{1,3}\s*(?:ms|us)?\s*|.*us\s*|.*[.eExX].*")
 # SET would take the list in one constant for one name, and quote it.
