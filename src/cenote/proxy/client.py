@@ -315,7 +315,7 @@ class ClientSession(Named):
             self._flush(data, start, i)
             start = i
             self._fresh_sequences(server, reading)
-            if reading.ties and not self.pin and self.pool.pins_none():
+            if reading.ties and not self.pin and self.pool.pins_none(reading.ties):
                 server.write(self.pool.refusing(reading.ties, data[i + 5 : end - 1]))
                 self.unnamed = None
                 server.unnamed = None
@@ -378,6 +378,8 @@ class ClientSession(Named):
                 if self.raw:
                     server.replies.expect(_OWED_PARSE)
                     return i
+                if self.ear is not None and reading.unlistens:
+                    self.ear.beware_parsed(server, reading)
         elif p[j + 1] | 0x20 in _CHANGES:
             self._suspect(server, _change(data, j + 1, k))
         if j == i + 5:
@@ -434,7 +436,7 @@ class ClientSession(Named):
                 and server.status == _IDLE
                 and server.replies.kind == _OWED_NONE
                 and not server.replies.open
-                and self.pool.pins_none()
+                and self.pool.pins_none(reading.ties)
             ):
                 self.write(self.pool.refused_pin(reading.ties, reading.fingerprint))
                 self.skipping = True
@@ -638,6 +640,8 @@ class ClientSession(Named):
             self.keep(server, self.pool.pin_reason(_LOAD), _LOAD)
         if touches & _SEQUENCE:
             self.keep(server, self.pool.pin_reason(_SEQUENCE), _SEQUENCE)
+        if self.ear is not None and reading.unlistens:
+            self.ear.beware(server, reading)
 
     def _fresh_sequences(self, server: ServerConnection, reading: Reading) -> None:
         """What reads `currval` or `lastval` shall fail rather than hear of another client's sequences."""

@@ -13,6 +13,7 @@ from cenote.core.histogram import Histogram
 from cenote.core.machine import GRANT, REFUSE, SERVE, WAKE, Machine
 from cenote.core.slot import Slot
 from cenote.proxy.asking import Conversion, Learning
+from cenote.proxy.listener import Listener
 from cenote.proxy.prepared import Statement, fingerprint_of, meaning
 from cenote.proxy.roles import Borrower, Lender
 from cenote.proxy.server import ServerConnection
@@ -113,6 +114,7 @@ class ProxyPool(Lender):
         self.replays = 0
         self.pins: dict[str, int] = {}
         self.pinned = 0
+        self.listener = Listener(self)
         self.conversions = 0
         self.transaction_s = Histogram()
         self.query_s = Histogram()
@@ -168,6 +170,8 @@ class ProxyPool(Lender):
         now = monotonic()
         if server.asked_at:
             self._account(server, now)
+        if client.ear is not None:
+            client.ear.rested()
         if client.pin:
             return
         self._part(client, server)
@@ -284,6 +288,8 @@ class ProxyPool(Lender):
                 client.forget_statements()
             client.ties &= ~(kinds & touch.SEQUENCE)
             client.touched |= kinds & client.ties
+            if kinds & touch.LISTEN and client.ear is not None:
+                client.ear.forget()
             if client.pin and not client.ties:
                 client.unpin()
             if kinds & touch.SETTINGS:
@@ -365,6 +371,13 @@ class ProxyPool(Lender):
             server.stain |= customs & told.customs.keys()
             self.carry(server, client.settings)
         held = client.ties & ~(told.asked & HELD) | told.held
+        if held & touch.LISTEN or (client.ear is not None and told.asked & touch.LISTEN):
+            self.listener.settle(client, server, held)
+        else:
+            self.tied(client, server, held)
+
+    def tied(self, client: Any, server: ServerConnection, held: int) -> None:
+        """A client has these kinds of state that keep a connection, and goes on."""
         if held and not client.pin:
             client.keep(server, self.pin_reason(held), held)
         client.ties = held
@@ -374,6 +387,14 @@ class ProxyPool(Lender):
             client.pin = self.pin_reason(held) if not held & touch.UNKNOWN else client.pin
         self.convert(client, server)  # an encoding that cannot be read pins
         client.go_on_after(server)
+
+    def adopt(self, client: Borrower, server: ServerConnection, borrower: Borrower) -> None:
+        """Another borrower takes over this lease, with the session as it is."""
+        client.since = monotonic()
+        self._part(client, server)
+        server.client = borrower
+        borrower.server = server
+        server.asked_at = 0.0
 
     def unneeded(self, client: Borrower, server: ServerConnection) -> None:
         """A connection was granted to a client that has nothing to send."""
@@ -424,9 +445,13 @@ class ProxyPool(Lender):
             self.note(f"pinned: {reason}", client.text)
             self.works.log_pin(client, reason)
 
-    def pins_none(self) -> bool:
-        """Whether one more client may not keep its connection."""
-        return bool(self.refuses_pins or self.pinned >= self.max_pinned)
+    def pins_none(self, touches: int) -> bool:
+        """Whether one more client may not keep its connection for this."""
+        shared = self.listener.server is not None
+        room = self.pinned + shared < self.max_pinned
+        if touches == touch.LISTEN and self.machine.max_size > 1 and (shared or room):
+            return False  # the connection that all listeners share is kept, if any
+        return bool(self.refuses_pins or not room)
 
     def refused_pin(self, touches: int, text: bytes) -> bytes:
         """The error that says so."""
@@ -453,7 +478,8 @@ class ProxyPool(Lender):
                 f'cenote: pool "{self.name}" refuses what ties a client to a connection (unsafe = refuse): {why}'
             )
         return (
-            f'cenote: pool "{self.name}": {self.pinned} clients keep a connection of their own already, and'
+            f'cenote: pool "{self.name}": {self.pinned} clients keep a connection of their own already, '
+            f"{'one is shared by all who listen, ' if self.listener.server is not None else ''}and"
             f" max_pinned is {self.max_pinned}: {why}"
         )
 
@@ -493,6 +519,8 @@ class ProxyPool(Lender):
             self.machine.abandon(waiter, now)
             waiter.data = None
         server = client.server
+        if client.ear is not None:
+            client.ear.departed()
         if client.pin:
             self.pinned -= 1
         if server is not None:

@@ -23,6 +23,7 @@ cdef class Borrower(Peer):
     cdef public double since
     cdef public str pin
     cdef public str address
+    cdef public object ear
 
     cpdef answered(self, server)
     cpdef copy_begins(self)

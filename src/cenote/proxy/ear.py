@@ -1,0 +1,362 @@
+"""A client that listens: what it hears by the shared connection, and what is still to be handed over to that.
+
+LISTEN and UNLISTEN run on whatever connection the client has at the time, and the server decides what comes of
+them: a transaction may end as a roll-back, and a savepoint may take one of them back. Behind the transaction the
+server is asked for the channels, which are then handed over, exactly, by a token of our own:
+
+    client's connection   ... LISTEN token .................. token | UNLISTEN *, back to the pool
+    shared connection         ... LISTEN token, channels; NOTIFY token ... token | the channels
+
+The server has one queue for all, so the token stands at the same place of both streams. Before it the client hears
+its own connection, behind it the shared one: everything once, in order.
+
+UNLISTEN of what is listened to elsewhere would do nothing. So before a text that may UNLISTEN, what the client has
+is listened to anew on its own connection, in the same transaction if one is open, together with a mark: a setting
+that a roll-back takes back along with the rest. If the mark is there afterwards, the server's answer is the whole
+truth; if not, nothing was taken away.
+
+Source: PostgreSQL documentation, "NOTIFY"; the order of the queue is that of the commits (async.c).
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from cenote.errors import ProtocolError
+from cenote.proxy.asking import timed_out
+from cenote.proxy.settings import literal
+from cenote.reasons import Pinned
+from cenote.sql import touch
+from cenote.wire import messages
+
+if TYPE_CHECKING:
+    from cenote.proxy.listener import Listener
+
+#: Notifications for one client that does not take them, in bytes; beyond it is closed.
+BACKLOG_BYTES = 16_777_216
+#: How long a client is held while its channels are handed over: the server may be slow to empty its queue.
+HANDOVER_S = 2.0
+_TRIES = 5
+_IDLE = 0x49
+_PATIENT = b"SET LOCAL statement_timeout = 0;"
+_LISTEN = str(Pinned.LISTEN)
+
+
+class Ear:
+    """One client's side. On the event loop.
+
+    channels: what it hears by the shared connection; coming: what is being handed over to that
+    notes: what it is to hear when it rests, with the channel of each; told behind them: `notices`
+    mark: the last one set; "": none since the server was asked
+    doubtful: what a text may have unlistened before which no mark could be set
+    here, there: the token was seen on its own connection, on the shared one; after: what came behind it here
+    leaving: what comes on its own connection comes by the shared one, too
+    """
+
+    def __init__(self, client: Any, listener: Listener) -> None:
+        self.client = client
+        self.listener = listener
+        self.channels: set[bytes] = set()
+        self.coming: set[bytes] = set()
+        self.notes: list[tuple[bytes, bytes]] = []
+        self.notes_bytes = 0
+        self.mark = b""
+        self.parsed_at = -1
+        self.doubtful: set[bytes] = set()
+        self.rows: list[bytes] = []
+        self.token = b""
+        self.here = self.there = False
+        self.after: list[bytes] = []
+        self.leaving = False
+        self.kept_for_us = False
+        self.held = 0
+        self.since = 0.0
+        self.tries = 0
+
+    # -- what comes -------------------------------------------------------------------------------------------
+
+    def hears(self, frame: bytes) -> bool:
+        """A notification on the client's own connection. Whether it goes on to the client."""
+        channel = channel_of(frame)
+        if channel.startswith(self.listener.prefix):
+            if channel == self.token:
+                self.here = True
+                self._maybe_crossed()
+            return False
+        if self.leaving or channel in self.channels:
+            return False  # the shared connection brings it
+        if self.here:
+            self.after.append(frame)  # so does that one, if nothing comes between
+            return False
+        return True
+
+    def deliver(self, channel: bytes, frame: bytes) -> None:
+        """A notification, or a notice of ours, by the shared connection."""
+        if channel in self.coming and not self.there:
+            return
+        self.notes.append((channel, frame))
+        self.notes_bytes += len(frame)
+        if self.at_rest():
+            self.tell()
+        self._maybe_too_much()
+
+    def at_rest(self) -> bool:
+        """Whether no answer is due and no transaction open: something else may be said in between."""
+        client = self.client
+        if client.asking:
+            return False
+        server = client.server
+        return server is None or bool(
+            server.status == _IDLE and server.replies.kind == 0 and not server.replies.open and not server.left
+        )
+
+    def rested(self) -> None:
+        """A transaction of the client has ended, and it knows."""
+        if self.notes and not self.client.asking:
+            self.tell()
+
+    def tell(self) -> None:
+        """Say what has waited."""
+        client = self.client
+        data = b"".join([frame for _, frame in self.notes])
+        self.notes.clear()
+        self.notes_bytes = 0
+        client.write(data)
+        client.bytes_out += len(data)
+
+    def _maybe_too_much(self) -> None:
+        client = self.client
+        if self.notes_bytes <= BACKLOG_BYTES and not client.stalled:
+            return
+        if self.notes_bytes + client.transport.get_write_buffer_size() > BACKLOG_BYTES:
+            self.departed()
+            client.ear = None
+            if client.server is not None and client.server.left:
+                client.abort()  # in the middle of a message nothing can be said
+            client.fail(
+                "53400",
+                f"cenote: more than {BACKLOG_BYTES >> 20} MiB of notifications wait for this client: "
+                "it does not read them, or not before its transaction ends",
+            )
+
+    # -- texts that may change it -----------------------------------------------------------------------------
+
+    def beware_parsed(self, server: Any, reading: Any) -> None:
+        """An UNLISTEN is about to be parsed; at Bind it is too late to put anything before it."""
+        replies = server.replies
+        if (
+            server.status == _IDLE
+            and not replies.open
+            and replies.kind == 0
+            and not reading.touches & ~reading.clears
+        ):
+            return  # it clears all, if it succeeds
+        self.client.touched |= touch.LISTEN
+        self.beware(server, reading)
+        self.parsed_at = replies.sent
+
+    def beware(self, server: Any, reading: Any) -> None:
+        """A text is about to run that may UNLISTEN."""
+        replies = server.replies
+        if not self.channels or self.parsed_at == replies.sent:
+            return
+        if replies.open and not replies.ends():
+            self.doubtful.update(reading.unlistens)
+            return
+        self.mark = self.listener.new_token()
+        set_mark = b"SELECT pg_catalog.set_config(%s,%s,false)" % (self.listener.setting, literal(self.mark))
+        server.inject(set_mark + b";" + listening(self.channels), None)
+
+    def forget(self) -> None:
+        """It listens to nothing any more."""
+        self.lose(set(self.channels))
+        if not self.client.ties & touch.LISTEN:
+            self.client.ear = None
+
+    def lose(self, channels: set[bytes]) -> None:
+        """It does not listen to these any more."""
+        if channels:
+            self.channels -= channels
+            self.notes = [note for note in self.notes if note[0] not in channels]
+            self.notes_bytes = sum(len(frame) for _, frame in self.notes)
+            self.listener.remove(self, channels)
+
+    def departed(self) -> None:
+        """The client has left."""
+        self.listener.dismiss(self)
+        self.notes.clear()
+        self.notes_bytes = 0
+
+    # -- the hand-over ----------------------------------------------------------------------------------------
+
+    def settle(self, server: Any, held: int) -> None:
+        """Ask what it listens to, and have the shared connection listen to that. The client is held meanwhile."""
+        client = self.client
+        client.holding = client.asking = True
+        client.ties |= touch.LISTEN
+        self.held = held & ~touch.LISTEN
+        self.kept_for_us = not client.pin
+        if self.kept_for_us:
+            client.pin = _LISTEN
+            client.pool.pinned += 1
+        self.tries = 0
+        self.since = monotonic()
+        self.here = self.there = self.leaving = False
+        self.coming = set()
+        self._ask(server)
+
+    def _ask(self, server: Any) -> None:
+        self.tries += 1
+        self.rows.clear()
+        self.token = self.listener.new_token() if self.listener.live else b""
+        sql = _PATIENT + (
+            b"SELECT 'c', c FROM pg_catalog.pg_listening_channels() AS c"
+            b" UNION ALL SELECT 'm', pg_catalog.current_setting(%s, true)" % self.listener.setting
+        )
+        server.inject(sql + (b";" + listening((self.token,)) if self.token else b""), self._told, self.rows)
+
+    def _told(self, error: bytes | None) -> None:
+        """The server has answered."""
+        client, server = self.client, self.client.server
+        if server is None or client.ear is not self:
+            return
+        if timed_out(error) and self.tries < _TRIES:
+            self._ask(server)
+            return
+        try:
+            own, marked = self._read() if error is None else (None, False)
+        except ProtocolError:
+            own = None
+        if own is None:
+            self._stay(server)
+            return
+        after = own if marked or not self.channels else self.channels | own
+        if self.doubtful and not server.failed:
+            after = own if b"*" in self.doubtful else after - (self.doubtful - own)
+        self.doubtful.clear()
+        self.mark = b""
+        self.lose(self.channels - after)
+        added = after - self.channels
+        if not added:
+            self._leave(server)
+        elif (
+            self.listener.live
+            and self.token
+            and server.parameters.get(b"client_encoding") == self.listener.encoding
+        ):
+            self.coming = added
+            self.listener.receive(self, added)
+        elif not self.held and not self.channels and self.listener.may_adopt(client):
+            self.kept_for_us = False
+            client.unpin()
+            client.asking = False
+            self.listener.adopt(client, server, self, added)
+            client.go_on()
+        else:
+            self._stay(server)
+
+    def _read(self) -> tuple[set[bytes], bool]:
+        own: set[bytes] = set()
+        marked = False
+        for row in self.rows:
+            values = messages.values(row)
+            if len(values) != 2:
+                raise ProtocolError("the answer to a question about channels has not two columns")
+            kind, value = values
+            if kind == b"m":
+                marked = bool(self.mark) and value == self.mark
+            elif value is not None and not value.startswith(self.listener.prefix):
+                own.add(value)
+        return own, marked
+
+    def crossed(self) -> None:
+        """The token has come by the shared connection."""
+        self.there = True
+        self._maybe_crossed()
+
+    def _maybe_crossed(self) -> None:
+        client = self.client
+        if self.here and self.there and not self.leaving and client.server is not None:
+            self.channels |= self.coming
+            self.coming = set()
+            self.after.clear()
+            self.tries = 0
+            self.listener.handed_over(self)
+            self._leave(client.server)
+
+    def _leave(self, server: Any) -> None:
+        """The shared connection has everything: listen to nothing on the client's own."""
+        self.leaving = True
+        self.tries += 1
+        reset = b";SELECT pg_catalog.set_config(%s,'',false)" % self.listener.setting
+        server.inject(_PATIENT + b"UNLISTEN *" + reset, self._left)
+
+    def _left(self, error: bytes | None) -> None:
+        client, server = self.client, self.client.server
+        if server is None or client.ear is not self:
+            return
+        if timed_out(error) and self.tries < _TRIES:
+            self._leave(server)
+            return
+        self._end_hold()
+        client.asking = False
+        self.token = b""
+        self.here = self.leaving = False
+        if not self.channels:
+            client.ear = None
+            for _, frame in self.notes:
+                client.write(frame)
+        held = self.held
+        if error is not None:
+            held |= touch.UNKNOWN  # it may listen yet: nobody else may have it
+            self.leaving = True
+        client.pool.tied(client, server, held)
+
+    def give_up(self) -> None:
+        """It takes too long, or the shared connection is lost. The client hears its own connection as before."""
+        server = self.client.server
+        if self.leaving or not self.coming or server is None:
+            return
+        self._stay(server)
+
+    def _stay(self, server: Any) -> None:
+        """The client keeps its connection, and is looked at again later."""
+        client = self.client
+        self._end_hold()
+        client.asking = False
+        if self.coming:
+            # What has come of these by the shared connection has come, or will come, here.
+            coming, self.coming = self.coming, set()
+            self.notes = [note for note in self.notes if note[0] not in coming]
+            self.listener.remove(self, coming)
+        self.listener.handed_over(self)
+        for frame in self.after:
+            client.write(frame)
+        self.after.clear()
+        if self.token:
+            server.inject(_PATIENT + b"UNLISTEN " + quoted(self.token), None)
+        self.token = b""
+        self.here = self.there = False
+        self.listener.waiting.add(self)
+        client.pool.tied(client, server, self.held | touch.LISTEN)
+
+    def _end_hold(self) -> None:
+        if self.kept_for_us:
+            self.kept_for_us = False
+            self.client.unpin()
+
+
+def channel_of(frame: bytes) -> bytes:
+    """Of a NotificationResponse."""
+    return frame[9 : frame.index(b"\0", 9)]
+
+
+def quoted(channel: bytes) -> bytes:
+    """A channel as an identifier."""
+    return b'"' + channel.replace(b'"', b'""') + b'"'
+
+
+def listening(channels: Any) -> bytes:
+    """The SQL that listens to these."""
+    return b";".join([b"LISTEN " + quoted(channel) for channel in sorted(channels)])
