@@ -1,5 +1,5 @@
-"""LISTEN and NOTIFY in transaction mode: who listens keeps no connection. One shared connection of the pool hears for
-all, and every client hears what it would of PostgreSQL, once and in order.
+"""LISTEN and NOTIFY in transaction mode: who listens keeps no connection. One shared connection of the pool hears
+for all, and every client hears what it would of PostgreSQL, once and in order.
 """
 
 from __future__ import annotations
@@ -7,17 +7,16 @@ from __future__ import annotations
 import asyncio
 import random
 
-import psycopg
 import pytest
+from listen_kit import channels, delivered, hear, heard, listening, shared
 from proxy_kit import RunningProxy, until, wire
-from scripts_BD import SYNC, bind, execute, parse, query, run
+from scripts_BD import SYNC, query, run
 from state_kit import direct, pid_of, pinned, tell
 
 from cenote.embedded import Postgres
-from cenote.testing.wire import Message, RawClient, kinds, value
+from cenote.testing.wire import RawClient, kinds
 
 EXTENDED = pytest.mark.parametrize("extended", [False, True], ids=["simple", "extended"])
-LISTENS = "SELECT pid FROM pg_stat_activity WHERE query LIKE '%LISTEN%' AND pid <> pg_backend_pid()"
 
 
 @pytest.fixture
@@ -30,46 +29,6 @@ def pair(proxy_for, pg: Postgres) -> RunningProxy:
 def three(proxy_for, pg18: Postgres) -> RunningProxy:
     """A proxy with three."""
     return proxy_for(pg18, max_size=3)
-
-
-def shared(proxy: RunningProxy) -> int:
-    """How many shared connections listen now."""
-    return int(proxy.call(lambda: sum(pool.listener.live for pool in proxy.pools())))
-
-
-def channels(proxy: RunningProxy) -> list[str]:
-    """What they listen to."""
-    return sorted(
-        channel.decode() for pool in proxy.call(proxy.pools) for channel in list(pool.listener.by_channel)
-    )
-
-
-def heard(answers: list[Message]) -> list[tuple[str, str]]:
-    """Channel and payload of each notification among these."""
-    return [
-        tuple(part.decode() for part in message.body[4:-1].split(b"\0"))  # type: ignore[misc]
-        for message in answers
-        if message.kind == "A"
-    ]
-
-
-async def hear(client: RawClient, count: int = 1) -> list[tuple[str, str]]:
-    """The next notifications, and nothing else in between."""
-    answers = [await client.receive() for _ in range(count)]
-    assert kinds(answers) == "A" * count, answers
-    return heard(answers)
-
-
-async def listening(proxy: RunningProxy, client: RawClient, *texts: str, extended: bool = False) -> None:
-    """After these texts the client listens by the shared connection."""
-    await tell(client, *texts, extended=extended)
-    await tell(client, "SELECT 1")  # which waits until the server was asked
-    await until(lambda: pinned(proxy) == 0 and shared(proxy) == 1, f"{texts} are handed over")
-
-
-async def nothing(client: RawClient, server: RawClient) -> None:
-    """The client has nothing more to hear: whatever was sent before is there before its own answer."""
-    assert kinds(await client.query("SELECT 1")) == "TDCZ"
 
 
 # -- C15 ----------------------------------------------------------------------------------------------------------
@@ -109,7 +68,10 @@ CHANGES = {
     "all committed": (["LISTEN a", "BEGIN", "LISTEN b", "UNLISTEN *", "LISTEN c", "COMMIT"], "c"),
     "all rolled back": (["LISTEN a", "BEGIN", "UNLISTEN *", "LISTEN b", "ROLLBACK"], "a"),
     "all, in the end": (["LISTEN a", "BEGIN", "UNLISTEN *", "COMMIT"], ""),
-    "unlisten to a savepoint": (["LISTEN a", "BEGIN", "SAVEPOINT s", "UNLISTEN *", "ROLLBACK TO s", "COMMIT"], "a"),
+    "unlisten to a savepoint": (
+        ["LISTEN a", "BEGIN", "SAVEPOINT s", "UNLISTEN *", "ROLLBACK TO s", "COMMIT"],
+        "a",
+    ),
     "and more": (["LISTEN a", "BEGIN", "LISTEN b", "SAVEPOINT s", "UNLISTEN a", "ROLLBACK TO s", "COMMIT"], "ab"),
     "again behind it": (
         ["LISTEN a", "LISTEN b", "BEGIN", "SAVEPOINT s", "UNLISTEN a", "ROLLBACK TO s", "UNLISTEN b", "COMMIT"],
@@ -155,7 +117,7 @@ async def test_C15_within_a_transaction_nothing_is_heard(pair):
         await listening(pair, client, "LISTEN a")
         await tell(client, "BEGIN")
         await tell(other, "NOTIFY a, 'first'", "NOTIFY a, 'second'")
-        await until(lambda: pair.call(lambda: pair.pools()[0].listener.delivered) == 2)
+        await until(lambda: delivered(pair) == 2)
         assert kinds(await client.query("SELECT 1")) == "TDCZ"
         await client.send(query("COMMIT"))
         assert kinds(await client.trace()) == "CZ"
@@ -237,7 +199,9 @@ async def test_twenty_clients_on_three_connections_hear_their_own_channels_once_
 
     async def works(client: RawClient, into: list[tuple[str, str]], own: random.Random) -> None:
         for _ in range(20):
-            texts = ["SELECT 1"] if own.random() < 0.5 else ["BEGIN", "SELECT 2", own.choice(["COMMIT", "ROLLBACK"])]
+            texts = (
+                ["SELECT 1"] if own.random() < 0.5 else ["BEGIN", "SELECT 2", own.choice(["COMMIT", "ROLLBACK"])]
+            )
             for text in texts:
                 into += heard(await client.query(text))
 
@@ -251,7 +215,8 @@ async def test_twenty_clients_on_three_connections_hear_their_own_channels_once_
                 await tell(other, f"NOTIFY {name}, '{number}'")
 
     await asyncio.gather(
-        notify(), *(works(c, t, random.Random(seed + n)) for n, (c, t) in enumerate(zip(clients, told, strict=True)))
+        notify(),
+        *(works(c, t, random.Random(seed + n)) for n, (c, t) in enumerate(zip(clients, told, strict=True))),
     )
     for client, into, expected in zip(clients, told, wanted, strict=True):
         while len(into) < len(expected):

@@ -1,0 +1,332 @@
+"""Where the shared listener ends: connections that are lost, clients that leave or do not read, operators' orders,
+and pools in which it cannot be. Drivers listen as they do at the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+
+import psycopg
+import psycopg2
+import pytest
+from listen_kit import channels, hear, heard, listener_pid, listening, shared
+from proxy_kit import Admin, RunningProxy, until, wire
+from scripts_BD import query
+from state_kit import direct, pid_of, pinned, tell
+
+from cenote.embedded import Postgres
+from cenote.proxy import operations
+from cenote.testing.wire import RawClient, error, kinds, rows, value
+
+asyncpg = pytest.importorskip("asyncpg")
+
+
+@pytest.fixture
+def three(proxy_for, pg18: Postgres) -> RunningProxy:
+    """A proxy with three server connections."""
+    return proxy_for(pg18, max_size=3)
+
+
+async def told_of_the_gap(client: RawClient) -> None:
+    """The client hears that notifications may have been lost."""
+    notice = (await client.until("N"))[-1].fields
+    assert (notice["V"], notice["C"]) == ("WARNING", "01000")
+    assert "notifications may have been lost" in notice["M"]
+
+
+def gaps(proxy: RunningProxy) -> int:
+    return int(proxy.call(lambda: sum(pool.listener.gaps for pool in proxy.pools())))
+
+
+# -- the connection ends ------------------------------------------------------------------------------------------
+
+
+@wire
+async def test_when_the_shared_connection_is_lost_another_listens_and_every_listener_is_told(three, admin: Admin):
+    clients = [await three.client() for _ in range(5)]
+    async with await direct(three.server) as other:
+        for number, client in enumerate(clients):
+            await listening(three, client, f"LISTEN c{number % 2}")
+        lost = listener_pid(three)
+        admin.rows("SELECT pg_terminate_backend(%s)", (lost,))
+        for client in clients:
+            await told_of_the_gap(client)
+        assert listener_pid(three) != lost
+        assert gaps(three) == 1
+        await tell(other, "NOTIFY c0, 'even'", "NOTIFY c1, 'odd'")
+        for number, client in enumerate(clients):
+            assert await hear(client) == [(f"c{number % 2}", "odd" if number % 2 else "even")]
+            await client.terminate()
+
+
+@wire
+async def test_a_client_in_a_transaction_is_told_of_the_gap_behind_it(three, admin: Admin):
+    async with await three.client() as client, await three.client() as other:
+        await listening(three, client, "LISTEN a")
+        await listening(three, other, "LISTEN a")
+        await tell(client, "BEGIN")
+        admin.rows("SELECT pg_terminate_backend(%s)", (listener_pid(three),))
+        await told_of_the_gap(other)
+        assert kinds(await client.query("SELECT 1")) == "TDCZ"
+        assert kinds(await client.query("COMMIT")) == "CZ"
+        await told_of_the_gap(client)
+
+
+@wire
+async def test_reconnect_gives_the_shared_connection_back_and_the_gap_is_told(three):
+    async with await three.client() as client:
+        await listening(three, client, "LISTEN a")
+        before = listener_pid(three)
+        three.call(lambda: operations.reconnect(three.daemon))
+        await told_of_the_gap(client)
+        assert listener_pid(three) != before
+        await tell(client, "NOTIFY a")
+        assert await hear(client) == [("a", "")]
+
+
+@wire
+async def test_a_pause_does_not_wait_for_the_shared_connection(three):
+    async with await three.client() as client, await three.client(database="cenote") as console:
+        await listening(three, client, "LISTEN a")
+        assert error(await console.query("PAUSE")) == {}
+        assert three.counts()["leased"] == 0
+        await console.query("RESUME")
+        await told_of_the_gap(client)
+        await tell(client, "NOTIFY a")
+        assert await hear(client) == [("a", "")]
+
+
+@wire
+async def test_a_drain_sends_listeners_home(three):
+    async with await three.client() as client:
+        await listening(three, client, "LISTEN a")
+        await asyncio.wait_for(three.begin(lambda: three.daemon.drain(5.0)), 5.0)
+        assert error(await client.closed())["C"] == "57P01"
+
+
+@wire
+async def test_it_gives_way_when_nobody_else_could_be_served(proxy_for, pg18):
+    proxy = proxy_for(pg18, max_size=2, max_pinned=2)
+    async with await proxy.client() as client, await proxy.client() as holder, await proxy.client() as other:
+        await tell(holder, "SELECT pg_advisory_lock(1)")
+        await listening_beside(proxy, client, "LISTEN a")
+        assert value(await other.query("SELECT 'served'")) == "served"
+        await told_of_the_gap(client)
+        await tell(holder, "SELECT pg_advisory_unlock(1)")
+        await until(lambda: shared(proxy) == 1)
+        await other.query("NOTIFY a")
+        await client.until("A")
+
+
+async def listening_beside(proxy: RunningProxy, client: RawClient, text: str) -> None:
+    """The client listens by the shared connection, while another keeps one for a reason of its own."""
+    await tell(client, text)
+    await until(lambda: shared(proxy) == 1 and pinned(proxy) == 1)
+
+
+# -- the client ends ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["terminate", "close", "reset"])
+@wire
+async def test_nobody_listens_for_a_client_that_has_left(three, end):
+    async with await three.client() as stays:
+        await listening(three, stays, "LISTEN a")
+        for text in ("LISTEN a; LISTEN b", "BEGIN; LISTEN b; COMMIT; BEGIN; UNLISTEN b"):
+            client = await three.client()
+            await client.query("LISTEN b")
+            await client.send(query(text))
+            await getattr(client, end)()
+        await until(lambda: channels(three) == ["a"])
+        await tell(stays, "NOTIFY a")
+        assert await hear(stays) == [("a", "")]
+
+
+@wire
+async def test_a_client_that_does_not_read_is_closed_and_the_others_hear_on(three, monkeypatch):
+    monkeypatch.setattr("cenote.proxy.ear.BACKLOG_BYTES", 1_000_000)
+    async with await three.client() as deaf, await three.client() as client, await direct(three.server) as other:
+        await listening(three, client, "LISTEN a")
+        await listening(three, deaf, "LISTEN a")
+        await tell(deaf, "BEGIN")
+        text = "SELECT pg_notify('a', n || repeat('x', 7000)) FROM generate_series(1, 200) AS n"
+        told = 0
+        sending = asyncio.create_task(other.query(text))
+        while told < 200:
+            told += len(heard(await client.until("A")))
+        await sending
+        answer = await deaf.closed()
+        assert error(answer)["C"] == "53400"
+        assert "notifications" in error(answer)["M"]
+        assert len(heard(answer)) == 0
+        assert await pid_of(client)
+
+
+# -- where it cannot be -------------------------------------------------------------------------------------------
+
+
+@wire
+async def test_with_one_connection_a_listener_keeps_it(proxy_for, pg):
+    proxy = proxy_for(pg, max_size=1)
+    async with await proxy.client() as client:
+        await tell(client, "LISTEN a", "SELECT 1")
+        assert (pinned(proxy), shared(proxy)) == (1, 0)
+        await tell(client, "UNLISTEN a", "SELECT 1")
+        assert pinned(proxy) == 0
+
+
+@wire
+async def test_a_listener_of_another_client_encoding_keeps_its_connection(three):
+    async with await three.client() as client, await three.client(params={"client_encoding": "LATIN1"}) as latin:
+        await listening(three, client, 'LISTEN "é"')
+        await latin.send(query('LISTEN "é"'.encode("latin-1")))
+        await latin.until_ready()
+        assert kinds(await latin.query("SELECT 1")) == "TDCZ"
+        assert (pinned(three), shared(three)) == (1, 1)
+        await client.send(query("NOTIFY \"é\", 'ü'"))
+        assert (await latin.until("A"))[-1].body[4:] == "é\0ü\0".encode("latin-1")
+        assert (await client.until("A"))[-1].body[4:] == "é\0ü\0".encode()
+
+
+@wire
+async def test_listen_is_not_refused_where_pins_are(proxy_for, pg18):
+    for options in ({"unsafe": "refuse"}, {"max_pinned": 1}):
+        proxy = proxy_for(pg18, max_size=3, **options)
+        clients = [await proxy.client() for _ in range(4)]
+        for client in clients:
+            await listening(proxy, client, "LISTEN a")
+        refused = error(await clients[0].query("SELECT pg_advisory_lock(1)"))
+        assert refused["C"] == "53300"
+        await tell(clients[1], "NOTIFY a")
+        for client in clients:
+            assert await hear(client) == [("a", "")]
+            await client.terminate()
+
+
+@wire
+async def test_in_session_mode_it_is_the_clients_own(proxy_for, pg18):
+    proxy = proxy_for(pg18, max_size=2, mode="session")
+    async with await proxy.client() as client:
+        await tell(client, "LISTEN a", "NOTIFY a, 'mine'") if False else await client.query("LISTEN a")
+        assert kinds(await client.query("NOTIFY a, 'mine'")) == "CAZ"
+        assert shared(proxy) == 0
+
+
+@wire
+async def test_in_statement_mode_it_is_shared(proxy_for, pg18):
+    proxy = proxy_for(pg18, max_size=2, mode="statement")
+    async with await proxy.client() as client, await proxy.client() as other:
+        await listening(proxy, client, "LISTEN a")
+        await tell(other, "NOTIFY a, 'heard'")
+        assert await hear(client) == [("a", "heard")]
+
+
+@wire
+async def test_one_that_keeps_its_connection_for_something_else_listens_by_the_shared_one(three):
+    async with await three.client() as client, await three.client() as other:
+        await listening(three, other, "LISTEN a")
+        await tell(client, "SELECT pg_advisory_lock(1)", "LISTEN b", "SELECT 1")
+        await until(lambda: pinned(three) == 1 and channels(three) == ["a", "b"])
+        await tell(other, "NOTIFY b, 'heard'")
+        assert await hear(client) == [("b", "heard")]
+        await tell(client, "UNLISTEN b", "SELECT pg_advisory_unlock(1)", "SELECT 1")
+        assert (pinned(three), channels(three)) == (0, ["a"])
+
+
+@wire
+async def test_show_says_who_listens(three):
+    async with await three.client() as client, await three.client(database="cenote") as console:
+        await listening(three, client, "LISTEN a", "LISTEN b")
+        await tell(client, "NOTIFY a")
+        await hear(client)
+
+        async def show(name: str) -> list[dict[str, str | None]]:
+            answer = await console.query(f"SHOW {name}")
+            names = [column.split(b"\0")[0] for column in (answer[0].body[2:],)]
+            assert names
+            return [dict(zip(columns(answer[0].body), row, strict=True)) for row in rows(answer)]
+
+        assert [row["channels"] for row in await show("CLIENTS") if row["database"] == three.database] == ["2"]
+        (leased,) = [row for row in await show("SERVERS") if row["state"] == "leased"]
+        assert leased["client_address"] == "cenote (listener)"
+        (pool,) = await show("POOLS")
+        assert (pool["leased"], pool["pinned"], pool["listening"]) == ("1", "0", "1")
+        (stats,) = await show("STATS")
+        assert (stats["notifications"], stats["listener_gaps"], stats["pins"]) == ("1", "0", "")
+
+
+def columns(body: bytes) -> list[str]:
+    """The names in a RowDescription."""
+    names, at = [], 2
+    for _ in range(int.from_bytes(body[:2], "big")):
+        end = body.index(b"\0", at)
+        names.append(body[at:end].decode())
+        at = end + 19
+    return names
+
+
+# -- drivers ------------------------------------------------------------------------------------------------------
+
+
+def test_psycopg_hears_notifications_in_and_out_of_autocommit(three) -> None:
+    with psycopg.connect(three.dsn) as client, psycopg.connect(three.dsn, autocommit=True) as other:
+        client.execute("LISTEN a")
+        client.commit()
+        for number in range(5):
+            other.execute(f"NOTIFY a, '{number}'")
+        assert [note.payload for note in client.notifies(timeout=10, stop_after=5)] == list("01234")
+        client.execute("UNLISTEN a")
+        client.rollback()
+        other.execute("NOTIFY a, 'still'")
+        assert [note.payload for note in client.notifies(timeout=10, stop_after=1)] == ["still"]
+        client.execute("UNLISTEN a")
+        client.commit()
+        client.execute("SELECT 1")
+        client.rollback()
+        assert channels(three) == []
+
+
+def test_psycopg2_hears_notifications(three) -> None:
+    client, other = psycopg2.connect(three.dsn), psycopg2.connect(three.dsn)
+    try:
+        client.autocommit = other.autocommit = True
+        client.cursor().execute("LISTEN a")
+        client.cursor().execute("SELECT 1")
+        other.cursor().execute("NOTIFY a, 'heard'")
+        while not client.notifies:
+            assert select.select([client], [], [], 10)[0], "a notification is due"
+            client.poll()
+        assert [(note.channel, note.payload) for note in client.notifies] == [("a", "heard")]
+    finally:
+        client.close()
+        other.close()
+
+
+@wire
+async def test_asyncpg_hears_notifications_and_warns_of_gaps(three, admin: Admin):
+    client, other = await asyncpg.connect(three.dsn), await asyncpg.connect(three.dsn)
+    try:
+        told: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+        warned: asyncio.Queue[str] = asyncio.Queue()
+        client.add_log_listener(lambda _, message: warned.put_nowait(message.message))
+
+        def listener(_: object, pid: int, channel: str, payload: str) -> None:
+            told.put_nowait((channel, payload))
+
+        await client.add_listener("a", listener)
+        await other.execute("NOTIFY a, 'one'")
+        assert await told.get() == ("a", "one")
+        await until(lambda: shared(three) == 1)
+        admin.rows("SELECT pg_terminate_backend(%s)", (listener_pid(three),))
+        assert "may have been lost" in await warned.get()
+        async with client.transaction():
+            await client.fetch("SELECT 1")
+            await other.execute("NOTIFY a, 'two'")
+        assert await told.get() == ("a", "two")
+        await client.remove_listener("a", listener)
+        await client.fetch("SELECT 1")
+        assert channels(three) == []
+    finally:
+        await client.close()
+        await other.close()
