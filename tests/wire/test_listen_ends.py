@@ -24,8 +24,8 @@ asyncpg = pytest.importorskip("asyncpg")
 
 @pytest.fixture
 def three(proxy_for, pg18: Postgres) -> RunningProxy:
-    """A proxy with three server connections."""
-    return proxy_for(pg18, max_size=3)
+    """A proxy with three server connections, and a console."""
+    return proxy_for(pg18, max_size=3, top={"admin_users": [pg18.user]})
 
 
 async def told_of_the_gap(client: RawClient) -> None:
@@ -89,9 +89,9 @@ async def test_reconnect_gives_the_shared_connection_back_and_the_gap_is_told(th
 async def test_a_pause_does_not_wait_for_the_shared_connection(three):
     async with await three.client() as client, await three.client(database="cenote") as console:
         await listening(three, client, "LISTEN a")
-        assert error(await console.query("PAUSE")) == {}
+        await tell(console, "PAUSE")
         assert three.counts()["leased"] == 0
-        await console.query("RESUME")
+        await tell(console, "RESUME")
         await told_of_the_gap(client)
         await tell(client, "NOTIFY a")
         assert await hear(client) == [("a", "")]
@@ -208,7 +208,7 @@ async def test_listen_is_not_refused_where_pins_are(proxy_for, pg18):
 async def test_in_session_mode_it_is_the_clients_own(proxy_for, pg18):
     proxy = proxy_for(pg18, max_size=2, mode="session")
     async with await proxy.client() as client:
-        await tell(client, "LISTEN a", "NOTIFY a, 'mine'") if False else await client.query("LISTEN a")
+        await tell(client, "LISTEN a")
         assert kinds(await client.query("NOTIFY a, 'mine'")) == "CAZ"
         assert shared(proxy) == 0
 
@@ -243,8 +243,6 @@ async def test_show_says_who_listens(three):
 
         async def show(name: str) -> list[dict[str, str | None]]:
             answer = await console.query(f"SHOW {name}")
-            names = [column.split(b"\0")[0] for column in (answer[0].body[2:],)]
-            assert names
             return [dict(zip(columns(answer[0].body), row, strict=True)) for row in rows(answer)]
 
         assert [row["channels"] for row in await show("CLIENTS") if row["database"] == three.database] == ["2"]

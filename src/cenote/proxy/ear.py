@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from cenote.errors import ProtocolError
 from cenote.proxy.asking import timed_out
-from cenote.proxy.settings import literal
+from cenote.proxy.returning import Return, channel_of, listening, quoted
+from cenote.proxy.settings import PATIENT, literal
 from cenote.reasons import Pinned
 from cenote.sql import touch
 from cenote.wire import messages
@@ -39,7 +40,6 @@ BACKLOG_BYTES = 16_777_216
 HANDOVER_S = 2.0
 _TRIES = 5
 _IDLE = 0x49
-_PATIENT = b"SET LOCAL statement_timeout = 0;"
 _LISTEN = str(Pinned.LISTEN)
 
 
@@ -70,6 +70,7 @@ class Ear:
         self.after: list[bytes] = []
         self.leaving = False
         self.kept_for_us = False
+        self.returning: Return | None = None
         self.held = 0
         self.since = 0.0
         self.tries = 0
@@ -79,6 +80,8 @@ class Ear:
     def hears(self, frame: bytes) -> bool:
         """A notification on the client's own connection. Whether it goes on to the client."""
         channel = channel_of(frame)
+        if self.returning is not None:
+            return self.returning.hears(channel, frame)
         if channel.startswith(self.listener.prefix):
             if channel == self.token:
                 self.here = True
@@ -94,6 +97,8 @@ class Ear:
     def deliver(self, channel: bytes, frame: bytes) -> None:
         """A notification, or a notice of ours, by the shared connection."""
         if channel in self.coming and not self.there:
+            return
+        if self.returning is not None and self.returning.there and channel:
             return
         self.notes.append((channel, frame))
         self.notes_bytes += len(frame)
@@ -113,8 +118,13 @@ class Ear:
 
     def rested(self) -> None:
         """A transaction of the client has ended, and it knows."""
-        if self.notes and not self.client.asking:
+        client, listener = self.client, self.listener
+        if client.asking:
+            return
+        if self.notes:
             self.tell()
+        if self.channels and listener.live and (client.raw or not listener.fits(client.server)):
+            Return(self, client.server).begin()
 
     def tell(self) -> None:
         """Say what has waited."""
@@ -196,10 +206,7 @@ class Ear:
         client.holding = client.asking = True
         client.ties |= touch.LISTEN
         self.held = held & ~touch.LISTEN
-        self.kept_for_us = not client.pin
-        if self.kept_for_us:
-            client.pin = _LISTEN
-            client.pool.pinned += 1
+        self.keep_quietly()
         self.tries = 0
         self.since = monotonic()
         self.here = self.there = self.leaving = False
@@ -210,7 +217,7 @@ class Ear:
         self.tries += 1
         self.rows.clear()
         self.token = self.listener.new_token() if self.listener.live else b""
-        sql = _PATIENT + (
+        sql = PATIENT + (
             b"SELECT 'c', c FROM pg_catalog.pg_listening_channels() AS c"
             b" UNION ALL SELECT 'm', pg_catalog.current_setting(%s, true)" % self.listener.setting
         )
@@ -240,11 +247,7 @@ class Ear:
         added = after - self.channels
         if not added:
             self._leave(server)
-        elif (
-            self.listener.live
-            and self.token
-            and server.parameters.get(b"client_encoding") == self.listener.encoding
-        ):
+        elif self.token and self.listener.live and self.listener.fits(server):
             self.coming = added
             self.listener.receive(self, added)
         elif not self.held and not self.channels and self.listener.may_adopt(client):
@@ -282,7 +285,7 @@ class Ear:
             self.coming = set()
             self.after.clear()
             self.tries = 0
-            self.listener.handed_over(self)
+            self.listener.uncross(self.token)
             self._leave(client.server)
 
     def _leave(self, server: Any) -> None:
@@ -290,7 +293,7 @@ class Ear:
         self.leaving = True
         self.tries += 1
         reset = b";SELECT pg_catalog.set_config(%s,'',false)" % self.listener.setting
-        server.inject(_PATIENT + b"UNLISTEN *" + reset, self._left)
+        server.inject(PATIENT + b"UNLISTEN *" + reset, self._left)
 
     def _left(self, error: bytes | None) -> None:
         client, server = self.client, self.client.server
@@ -299,7 +302,7 @@ class Ear:
         if timed_out(error) and self.tries < _TRIES:
             self._leave(server)
             return
-        self._end_hold()
+        self.keep_no_longer()
         client.asking = False
         self.token = b""
         self.here = self.leaving = False
@@ -323,40 +326,33 @@ class Ear:
     def _stay(self, server: Any) -> None:
         """The client keeps its connection, and is looked at again later."""
         client = self.client
-        self._end_hold()
+        self.keep_no_longer()
         client.asking = False
         if self.coming:
             # What has come of these by the shared connection has come, or will come, here.
             coming, self.coming = self.coming, set()
             self.notes = [note for note in self.notes if note[0] not in coming]
             self.listener.remove(self, coming)
-        self.listener.handed_over(self)
+        self.listener.uncross(self.token)
         for frame in self.after:
             client.write(frame)
         self.after.clear()
         if self.token:
-            server.inject(_PATIENT + b"UNLISTEN " + quoted(self.token), None)
+            server.inject(PATIENT + b"UNLISTEN " + quoted(self.token), None)
         self.token = b""
         self.here = self.there = False
         self.listener.waiting.add(self)
         client.pool.tied(client, server, self.held | touch.LISTEN)
 
-    def _end_hold(self) -> None:
+    def keep_quietly(self) -> None:
+        """The client keeps its connection until its channels are where they belong: no pin to speak of."""
+        self.kept_for_us = not self.client.pin
+        if self.kept_for_us:
+            self.client.pin = _LISTEN
+            self.client.pool.pinned += 1
+
+    def keep_no_longer(self) -> None:
+        """It need not any more; what else ties it is said next."""
         if self.kept_for_us:
             self.kept_for_us = False
             self.client.unpin()
-
-
-def channel_of(frame: bytes) -> bytes:
-    """Of a NotificationResponse."""
-    return frame[9 : frame.index(b"\0", 9)]
-
-
-def quoted(channel: bytes) -> bytes:
-    """A channel as an identifier."""
-    return b'"' + channel.replace(b'"', b'""') + b'"'
-
-
-def listening(channels: Any) -> bytes:
-    """The SQL that listens to these."""
-    return b";".join([b"LISTEN " + quoted(channel) for channel in sorted(channels)])

@@ -17,8 +17,9 @@ from typing import Any
 
 from cenote.core.machine import PAUSED, RUNNING
 from cenote.proxy.asking import Guest
-from cenote.proxy.ear import HANDOVER_S, Ear, channel_of, listening, quoted
+from cenote.proxy.ear import HANDOVER_S, Ear
 from cenote.proxy.log import get_log
+from cenote.proxy.returning import Return, channel_of, listening, quoted
 from cenote.proxy.settings import literal
 from cenote.reasons import TEXT, Closed
 from cenote.sql import touch
@@ -55,7 +56,7 @@ class Listener(Guest):
         self.live = False
         self.encoding = b""
         self.by_channel: dict[bytes, set[Ear]] = {}
-        self.crossing: dict[bytes, Ear] = {}
+        self.crossing: dict[bytes, Ear | Return] = {}
         self.waiting: set[Ear] = set()
         self.early: list[bytes] = []
         self.missed = ""
@@ -117,10 +118,14 @@ class Listener(Guest):
         sql = listening({ear.token, *channels}) + b";NOTIFY " + quoted(ear.token)
         self.server.inject(sql, self._obeyed)
 
-    def handed_over(self, ear: Ear) -> None:
+    def fits(self, server: Any) -> bool:
+        """Whether it hears in the client encoding of this connection."""
+        return bool(server.parameters.get(b"client_encoding") == self.encoding)
+
+    def uncross(self, token: bytes) -> None:
         """The hand-over is over, in one way or the other."""
-        if self.crossing.pop(ear.token, None) is not None:
-            self._unlisten([ear.token])
+        if self.crossing.pop(token, None) is not None:
+            self._unlisten([token])
 
     def remove(self, ear: Ear, channels: set[bytes]) -> None:
         """A client does not listen to these any more."""
@@ -136,7 +141,9 @@ class Listener(Guest):
         """A client listens to nothing any more, whatever was under way."""
         self.waiting.discard(ear)
         self.remove(ear, ear.channels | ear.coming)
-        self.handed_over(ear)
+        self.uncross(ear.token)
+        if ear.returning is not None:
+            self.uncross(ear.returning.token)
 
     def _register(self, ear: Ear, channels: set[bytes]) -> None:
         for channel in channels:
@@ -219,8 +226,7 @@ class Listener(Guest):
         server = client.server
         if server is None or client.raw or client.holding or client.touched or not server.rests():
             return
-        same = self.live and server.parameters.get(b"client_encoding") == self.encoding
-        if same or (client.ties == touch.LISTEN and self.may_adopt(client)):
+        if (self.live and self.fits(server)) or (client.ties == touch.LISTEN and self.may_adopt(client)):
             self.settle(client, server, client.ties)
 
     def go_on(self) -> None:

@@ -115,6 +115,8 @@ def _read(text: bytes) -> Reading:
     verdict = classify(latin)
     # EXECUTE needs the names to be the client's, as PREPARE does.
     touches = verdict.touches | verdict.reads & touch.PREPARED
+    if _ASKS_CHANNELS in text.lower():
+        touches |= touch.LISTEN  # the answer has to be the client's own
     copies = may_copy(text)
     clears = clearing(latin) if touches else 0
     hides = verdict.hidden or bool(verdict.unknown_functions)
@@ -147,7 +149,7 @@ def _read(text: bytes) -> Reading:
         resets=bool(touches & (touch.SETTINGS | touch.ROLE | touch.UNKNOWN)) and _RESETS.search(text) is not None,
         fingerprint=fingerprint_of(text) if hides else b"",
         ends=ends,
-        ties=_ties(text, touches, clears),
+        ties=_ties(text, verdict.touches | verdict.reads & touch.PREPARED, clears),
         unlistens=_unlistens(text, touches),
     )
 
@@ -167,7 +169,9 @@ def _unlistens(text: bytes, touches: int) -> tuple[bytes, ...]:
     if touches & touch.UNKNOWN:
         return (b"",)
     small = text.lower()
-    if not touches & touch.LISTEN or not (b"unlisten" in small or b"discard" in small):
+    if touches & touch.LISTEN and b"discard" in small:
+        return (b"*",)
+    if not touches & touch.LISTEN or not (b"unlisten" in small or _ASKS_CHANNELS in small):
         return ()
     found = []
     for quoted, word in _UNLISTEN.findall(text):
@@ -175,6 +179,7 @@ def _unlistens(text: bytes, touches: int) -> tuple[bytes, ...]:
     return tuple(found) or (b"",)
 
 
+_ASKS_CHANNELS = b"pg_listening_channels"
 _UNLISTEN = re.compile(rb"""\bunlisten\s+(?:("(?:[^"]|"")+")|(\*|[\w$\x80-\xff]+))""", re.IGNORECASE)
 _UNDOES = re.compile(rb"\s*(?:unlisten|deallocate)\b[^;]*;?\s*", re.IGNORECASE)
 

@@ -24,6 +24,8 @@ _NAME_BYTES = 63  # longer ones are cut by the server
 APPLICATION_NAME = b"application_name"
 ROLES = (b"session_authorization", b"role")
 TIMEOUT = b"statement_timeout"
+#: Before a text of our own in a session whose timeout may be too short for it.
+PATIENT = b"SET LOCAL statement_timeout = 0;"
 
 
 class Settings:

@@ -1,0 +1,118 @@
+"""A client's channels go back to its own connection: it can share no longer.
+
+That is so for one whose texts nobody reads any more (it has names of its own there, which its UNLISTEN would not
+reach), and for one that has chosen another client encoding than the shared connection has. The same token as in
+`ear.py` marks the place, the other way round: before it the shared connection tells, behind it the client's own.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from cenote.proxy.settings import PATIENT
+from cenote.reasons import Pinned
+from cenote.sql import touch
+
+if TYPE_CHECKING:
+    from cenote.proxy.ear import Ear
+
+_LISTEN = str(Pinned.LISTEN)
+
+
+class Return:
+    """One return. The client is held meanwhile. On the event loop.
+
+    here, there: the token was seen on the client's own connection, on the shared one
+    after: what came here behind it
+    """
+
+    def __init__(self, ear: Ear, server: Any) -> None:
+        self.ear = ear
+        self.server = server
+        self.since = monotonic()
+        self.here = self.there = False
+        self.after: list[tuple[bytes, bytes]] = []
+        self.token = ear.listener.new_token()
+
+    def begin(self) -> None:
+        """Have the shared connection listen to the token first."""
+        client, listener = self.ear.client, self.ear.listener
+        self.ear.returning = self
+        client.holding = client.asking = True
+        client.ties |= touch.LISTEN
+        self.ear.keep_quietly()
+        listener.crossing[self.token] = self
+        listener.server.inject(b"LISTEN " + quoted(self.token), self._awaited)
+
+    def _awaited(self, error: bytes | None) -> None:
+        if error is not None:
+            self.give_up()
+        elif self.ear.returning is self and self.ear.client.server is self.server:
+            sql = listening({self.token, *self.ear.channels}) + b";NOTIFY " + quoted(self.token)
+            self.server.inject(PATIENT + sql, self._sent)
+
+    def _sent(self, error: bytes | None) -> None:
+        if error is not None:
+            self.give_up()
+
+    def hears(self, channel: bytes, frame: bytes) -> bool:
+        """A notification on the client's own connection. Whether it goes on."""
+        if channel == self.token:
+            self.here = True
+            self._maybe_done()
+        elif self.here:
+            self.after.append((channel, frame))
+        elif not channel.startswith(self.ear.listener.prefix):
+            return channel not in self.ear.channels
+        return False
+
+    def crossed(self) -> None:
+        """The token has come by the shared connection."""
+        self.there = True
+        self._maybe_done()
+
+    def _maybe_done(self) -> None:
+        ear, listener = self.ear, self.ear.listener
+        if self.here and self.there and ear.returning is self:
+            ear.tell()
+            channels, ear.channels = ear.channels, set()
+            listener.remove(ear, channels)
+            self._end([frame for _, frame in self.after])
+
+    def give_up(self) -> None:
+        """It takes too long, or the shared connection is lost: all is as before, and tried again later."""
+        ear = self.ear
+        if not self.there and ear.returning is self:
+            self._end([frame for channel, frame in self.after if channel not in ear.channels])
+
+    def _end(self, frames: list[bytes]) -> None:
+        ear, client = self.ear, self.ear.client
+        ear.returning = None
+        ear.listener.uncross(self.token)
+        if client.server is not self.server:
+            return
+        for frame in frames:
+            client.write(frame)
+        self.server.inject(PATIENT + b"UNLISTEN " + quoted(self.token), None)
+        held = client.ties
+        ear.keep_no_longer()
+        client.asking = False
+        if not ear.channels:
+            ear.listener.waiting.add(ear)
+        client.pool.tied(client, self.server, held)
+
+
+def channel_of(frame: bytes) -> bytes:
+    """Of a NotificationResponse."""
+    return frame[9 : frame.index(b"\0", 9)]
+
+
+def quoted(channel: bytes) -> bytes:
+    """A channel as an identifier."""
+    return b'"' + channel.replace(b'"', b'""') + b'"'
+
+
+def listening(channels: Any) -> bytes:
+    """The SQL that listens to these."""
+    return b";".join([b"LISTEN " + quoted(channel) for channel in sorted(channels)])
