@@ -14,7 +14,7 @@ from scripts_BD import SYNC, query, run
 from state_kit import direct, pid_of, pinned, tell
 
 from cenote.embedded import Postgres
-from cenote.testing.wire import RawClient, kinds
+from cenote.testing.wire import RawClient, kinds, value
 
 EXTENDED = pytest.mark.parametrize("extended", [False, True], ids=["simple", "extended"])
 
@@ -224,3 +224,80 @@ async def test_twenty_clients_on_three_connections_hear_their_own_channels_once_
         assert into == expected
         assert kinds(await client.query("SELECT 1")) == "TDCZ"
         await client.terminate()
+
+
+# -- at random ----------------------------------------------------------------------------------------------------
+
+CHANNELS = "SELECT string_agg(c, ' ' ORDER BY c) FROM pg_listening_channels() AS c"
+
+
+def texts_at_random(chance: random.Random) -> list[str]:
+    """A session that listens, with transactions and savepoints of whatever end."""
+    said = []
+    for _ in range(12):
+        change = lambda: chance.choice(["LISTEN", "UNLISTEN"]) + " " + chance.choice("abcd")  # noqa: E731
+        inside = [
+            chance.choice(
+                [change(), change(), "UNLISTEN *", "SAVEPOINT s", "ROLLBACK TO s", "RELEASE s", "SELECT 1"]
+            )
+            for _ in range(chance.randrange(1, 5))
+        ]
+        kind = chance.random()
+        if kind < 0.4:
+            said.append(chance.choice([change(), change(), change(), "UNLISTEN *", "DISCARD ALL"]))
+        elif kind < 0.8:
+            said += ["BEGIN", *inside, chance.choice(["COMMIT", "COMMIT", "ROLLBACK"])]
+        else:
+            said.append("; ".join(change() for _ in range(3)))
+    return said
+
+
+@pytest.mark.parametrize("seed", range(8))
+@EXTENDED
+@wire
+async def test_what_is_listened_to_is_the_same_as_at_the_server_whatever_is_said(three, seed, extended):
+    chance = random.Random(seed)
+    async with await three.client() as client, await three.client() as busy, await direct(three.server) as own:
+        await tell(busy, "LISTEN a")
+        for text in texts_at_random(chance):
+            for one in (client, own):
+                await one.send(run(text) + SYNC if extended and ";" not in text else query(text))
+            answer = await own.until_ready()
+            assert kinds(await client.until_ready()) == kinds(answer), text
+            if answer[-1].body == b"I" and chance.random() < 0.3:
+                assert value(await client.query(CHANNELS)) == value(await own.query(CHANNELS)), text
+        for one in (client, own):
+            await one.query("ROLLBACK")
+        assert value(await client.query(CHANNELS)) == value(await own.query(CHANNELS))
+
+
+# -- in batches ---------------------------------------------------------------------------------------------------
+
+
+@wire
+async def test_an_unlisten_in_the_middle_of_a_batch_counts_if_the_batch_does(pair):
+    async with await pair.client() as client:
+        await listening(pair, client, "LISTEN a; LISTEN b; LISTEN c")
+        await client.send(run("SELECT 1") + run("UNLISTEN a") + SYNC)
+        assert kinds(await client.until_ready()) == "12TDC12nCZ"
+        await client.query("SELECT 1")
+        assert channels(pair) == ["b", "c"]
+        await client.send(run("SELECT 1") + run("UNLISTEN b") + run("SELECT 1/0") + SYNC)
+        assert "E" in kinds(await client.until_ready())
+        await client.query("SELECT 1")
+        assert channels(pair) == ["b", "c"]
+        await client.send(run("BEGIN") + SYNC + run("UNLISTEN b") + SYNC + run("ROLLBACK") + SYNC)
+        await client.trace(3)
+        await client.query("SELECT 1")
+        assert channels(pair) == ["b", "c"]
+
+
+@pytest.mark.xfail(strict=True, reason="nothing can be put into the middle of a batch")
+@wire
+async def test_an_unlisten_in_the_middle_of_a_batch_that_rolls_it_back_is_undone(pair):
+    async with await pair.client() as client:
+        await listening(pair, client, "LISTEN a; LISTEN b")
+        await client.send(run("BEGIN") + run("UNLISTEN a") + run("ROLLBACK") + SYNC)
+        await client.until_ready()
+        await client.query("SELECT 1")
+        assert channels(pair) == ["a", "b"]

@@ -190,6 +190,108 @@ async def test_a_listener_of_another_client_encoding_keeps_its_connection(three)
 
 
 @wire
+async def test_one_that_chooses_another_client_encoding_gets_its_channels_back(three):
+    async with await three.client() as client, await three.client() as other, await direct(three.server) as sender:
+        await listening(three, client, 'LISTEN "é"')
+        await listening(three, other, 'LISTEN "é"')
+        sender.feed(b"".join(query(f"NOTIFY \"é\", '{number}ü'") for number in range(200)))
+        answers = await client.query("SET client_encoding = 'LATIN1'") + await client.query("SELECT 1")
+        await sender.trace(200)
+        await until(lambda: pinned(three) == 1)
+        await tell(sender, "NOTIFY \"é\", '200ü'")
+        while kinds(answers).count("A") < 201:
+            answers += await client.until("A")
+        told = [message.body[4:] for message in answers if message.kind == "A"]
+        assert [
+            int(text.split(b"\0")[1].removesuffix("ü".encode()).removesuffix("ü".encode("latin-1")))
+            for text in told
+        ] == list(range(201))
+        assert told[-1] == "é\x00200ü\0".encode("latin-1")
+        await tell(client, "RESET client_encoding")
+        await until(lambda: pinned(three) == 0, "it shares again")
+        await tell(sender, "NOTIFY \"é\", 'ü'")
+        assert (await client.until("A"))[-1].body[4:] == "é\0ü\0".encode()
+
+
+@wire
+async def test_one_whose_names_are_its_own_gets_its_channels_back(three):
+    async with await three.client() as client, await three.client() as other, await direct(three.server) as sender:
+        await listening(three, client, "LISTEN a; LISTEN b")
+        await listening(three, other, "LISTEN a")
+        await tell(client, "PREPARE p AS SELECT 1", "EXECUTE p")
+        await tell(sender, "NOTIFY a, 'one'")
+        assert await hear(client) == [("a", "one")]
+        await tell(client, "UNLISTEN a")
+        await tell(sender, "NOTIFY a, 'two'", "NOTIFY b, 'three'")
+        assert await hear(client) == [("b", "three")]
+        await client.terminate()
+        assert await hear(other, 2) == [("a", "one"), ("a", "two")]
+
+
+@wire
+async def test_a_commit_that_waits_for_a_standby_holds_up_no_client_that_comes_to_listen(proxy_for):
+    """Notifications behind it cannot come, so the client keeps its connection until they can."""
+    waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    with Postgres(version=18) as server:
+        proxy = proxy_for(server, max_size=3, max_pinned=3)
+        admin = Admin(server.superuser_dsn)
+        admin.rows("CREATE TABLE written (id int); GRANT ALL ON written TO PUBLIC")
+        async with await proxy.client() as client, await proxy.client() as other, await direct(server) as writer:
+            await listening(proxy, other, "LISTEN a")
+            admin.rows("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+            admin.rows("SELECT pg_reload_conf()")
+            async with await direct(server) as probe:
+                while not admin.rows(waits):
+                    probe.feed(query("INSERT INTO written VALUES (0)"))
+                await tell(writer, "BEGIN", "INSERT INTO written VALUES (1)", "NOTIFY a, 'late'")
+                await writer.send(query("COMMIT"))
+                await until(lambda: len(admin.rows(waits)) == 2)
+                await tell(client, "LISTEN a")
+                assert value(await client.query("SELECT 'served'")) == "served"
+                assert pinned(proxy) == 1
+                admin.rows("ALTER SYSTEM RESET synchronous_standby_names")
+                admin.rows("SELECT pg_reload_conf()")
+                await writer.until_ready()
+            for one in (client, other):
+                assert await hear(one) == [("a", "late")]
+        proxy.clean()
+        proxy.stop()
+        admin.conn.close()
+
+
+@wire
+async def test_listeners_come_through_whatever_happens_to_the_shared_connection(three, admin: Admin):
+    """It is lost again and again while clients come to listen, listen to others and leave."""
+    stop = asyncio.Event()
+
+    async def come_and_go(number: int) -> None:
+        while not stop.is_set():
+            async with await three.client() as client:
+                for text in (
+                    f"LISTEN c{number}",
+                    "LISTEN everybody",
+                    f"UNLISTEN c{number}",
+                    "SELECT 1",
+                    "UNLISTEN *",
+                ):
+                    await client.query(text)
+
+    async with await three.client() as client:
+        await listening(three, client, "LISTEN everybody")
+        going = [asyncio.create_task(come_and_go(number)) for number in range(4)]
+        for lost in range(1, 4):
+            await until(lambda: shared(three) == 1)
+            admin.rows("SELECT pg_terminate_backend(%s)", (listener_pid(three),))
+            await told_of_the_gap(client)
+            assert gaps(three) >= lost
+        stop.set()
+        await asyncio.gather(*going)
+        await until(lambda: (channels(three), pinned(three)) == (["everybody"], 0))
+        await tell(client, "NOTIFY everybody")
+        assert await hear(client) == [("everybody", "")]
+
+
+@wire
 async def test_listen_is_not_refused_where_pins_are(proxy_for, pg18):
     for options in ({"unsafe": "refuse"}, {"max_pinned": 1}):
         proxy = proxy_for(pg18, max_size=3, **options)

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from cenote.errors import ProtocolError
 from cenote.proxy.asking import timed_out
-from cenote.proxy.returning import Return, channel_of, listening, quoted
+from cenote.proxy.channels import channel_of, listening, quoted
+from cenote.proxy.returning import Return
 from cenote.proxy.settings import PATIENT, literal
 from cenote.reasons import Pinned
 from cenote.sql import touch
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 BACKLOG_BYTES = 16_777_216
 #: How long a client is held while its channels are handed over: the server may be slow to empty its queue.
 HANDOVER_S = 2.0
+_AGAIN_S = 30.0  # and how long it is let alone after that
 _TRIES = 5
 _IDLE = 0x49
 _LISTEN = str(Pinned.LISTEN)
@@ -73,6 +75,7 @@ class Ear:
         self.returning: Return | None = None
         self.held = 0
         self.since = 0.0
+        self.again_at = 0.0
         self.tries = 0
 
     # -- what comes -------------------------------------------------------------------------------------------
@@ -176,7 +179,12 @@ class Ear:
             return
         self.mark = self.listener.new_token()
         set_mark = b"SELECT pg_catalog.set_config(%s,%s,false)" % (self.listener.setting, literal(self.mark))
-        server.inject(set_mark + b";" + listening(self.channels), None)
+        server.inject(set_mark + b";" + self.listening_anew(server), None)
+
+    def listening_anew(self, server: Any) -> bytes:
+        """The SQL that listens, there, to all that the shared connection brings."""
+        other = b"" if self.listener.fits(server) else self.listener.encoding
+        return listening(self.channels, other)
 
     def forget(self) -> None:
         """It listens to nothing any more."""
@@ -250,7 +258,7 @@ class Ear:
         elif self.token and self.listener.live and self.listener.fits(server):
             self.coming = added
             self.listener.receive(self, added)
-        elif not self.held and not self.channels and self.listener.may_adopt(client):
+        elif not self.held and not self.channels and self.listener.may_adopt(client, server):
             self.kept_for_us = False
             client.unpin()
             client.asking = False
@@ -321,6 +329,7 @@ class Ear:
         server = self.client.server
         if self.leaving or not self.coming or server is None:
             return
+        self.again_at = monotonic() + _AGAIN_S
         self._stay(server)
 
     def _stay(self, server: Any) -> None:

@@ -17,9 +17,10 @@ from typing import Any
 
 from cenote.core.machine import PAUSED, RUNNING
 from cenote.proxy.asking import Guest
+from cenote.proxy.channels import channel_of, listening, quoted
 from cenote.proxy.ear import HANDOVER_S, Ear
 from cenote.proxy.log import get_log
-from cenote.proxy.returning import Return, channel_of, listening, quoted
+from cenote.proxy.returning import Return
 from cenote.proxy.settings import literal
 from cenote.reasons import TEXT, Closed
 from cenote.sql import touch
@@ -28,10 +29,11 @@ from cenote.wire import messages
 log = get_log("cenote.proxy.pool")
 
 _PAUSE_S = 1.0  # between two attempts to listen again; and how long others may stand in line before it gives way
-# A session that says nothing is not idle for nothing.
+# A session that only hears is not idle for nothing; and its tokens need not survive a crash.
 _SETUP = (
     b"SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings"
-    b" WHERE name OPERATOR(pg_catalog.=) 'idle_session_timeout'"
+    b" WHERE name OPERATOR(pg_catalog.=) 'idle_session_timeout';"
+    b"SET synchronous_commit = off"
 )
 
 
@@ -89,12 +91,13 @@ class Listener(Guest):
         self.tokens += 1
         return self.prefix + b"%x" % self.tokens
 
-    def may_adopt(self, client: Any) -> bool:
+    def may_adopt(self, client: Any, server: Any) -> bool:
         """Whether this client's own connection may become the shared one."""
         pool, machine = self.pool, self.pool.machine
         others = pool.pinned - bool(client.pin)
         free = self.server is None and self.waiter is None and not self.by_channel and machine.mode == RUNNING
-        return free and min(machine.limit, machine.max_size) > 1 and others < pool.max_pinned
+        certain = not (server.cancels or server.doubtful)
+        return free and certain and min(machine.limit, machine.max_size) > 1 and others < pool.max_pinned
 
     def adopt(self, client: Any, server: Any, ear: Ear, channels: set[bytes]) -> None:
         """Take over the connection of a client that listens to these."""
@@ -193,7 +196,8 @@ class Listener(Guest):
                 ear.give_up()
         self._listen_again(now)
         for ear in list(self.waiting):
-            self._try_again(ear)
+            if now >= ear.again_at:
+                self._try_again(ear)
         for ear in self.ears():
             if ear.notes and ear.at_rest():
                 ear.tell()
@@ -226,7 +230,7 @@ class Listener(Guest):
         server = client.server
         if server is None or client.raw or client.holding or client.touched or not server.rests():
             return
-        if (self.live and self.fits(server)) or (client.ties == touch.LISTEN and self.may_adopt(client)):
+        if (self.live and self.fits(server)) or (client.ties == touch.LISTEN and self.may_adopt(client, server)):
             self.settle(client, server, client.ties)
 
     def go_on(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from cenote.proxy.channels import listening, quoted
 from cenote.proxy.settings import PATIENT
 from cenote.reasons import Pinned
 from cenote.sql import touch
@@ -49,8 +50,14 @@ class Return:
         if error is not None:
             self.give_up()
         elif self.ear.returning is self and self.ear.client.server is self.server:
-            sql = listening({self.token, *self.ear.channels}) + b";NOTIFY " + quoted(self.token)
-            self.server.inject(PATIENT + sql, self._sent)
+            sql = (
+                self.ear.listening_anew(self.server)
+                + b";"
+                + listening({self.token})
+                + b";NOTIFY "
+                + quoted(self.token)
+            )
+            self.server.inject(PATIENT + b"SET LOCAL synchronous_commit = off;" + sql, self._sent)
 
     def _sent(self, error: bytes | None) -> None:
         if error is not None:
@@ -64,7 +71,8 @@ class Return:
         elif self.here:
             self.after.append((channel, frame))
         elif not channel.startswith(self.ear.listener.prefix):
-            return channel not in self.ear.channels
+            # Who kept no connection has listened to nothing on it.
+            return not self.ear.kept_for_us and channel not in self.ear.channels
         return False
 
     def crossed(self) -> None:
@@ -101,18 +109,3 @@ class Return:
         if not ear.channels:
             ear.listener.waiting.add(ear)
         client.pool.tied(client, self.server, held)
-
-
-def channel_of(frame: bytes) -> bytes:
-    """Of a NotificationResponse."""
-    return frame[9 : frame.index(b"\0", 9)]
-
-
-def quoted(channel: bytes) -> bytes:
-    """A channel as an identifier."""
-    return b'"' + channel.replace(b'"', b'""') + b'"'
-
-
-def listening(channels: Any) -> bytes:
-    """The SQL that listens to these."""
-    return b";".join([b"LISTEN " + quoted(channel) for channel in sorted(channels)])
