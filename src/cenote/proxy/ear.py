@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 BACKLOG_BYTES = 16_777_216
 #: How long a client is held while its channels are handed over: the server may be slow to empty its queue.
 HANDOVER_S = 2.0
-_AGAIN_S = 30.0  # and how long it is let alone after that
+AGAIN_S = 30.0  # and how long it is let alone after that
 _TRIES = 5
 _IDLE = 0x49
 _LISTEN = str(Pinned.LISTEN)
@@ -49,9 +49,13 @@ class Ear:
     """One client's side. On the event loop.
 
     channels: what it hears by the shared connection; coming: what is being handed over to that
-    notes: what it is to hear when it rests, with the channel of each; told behind them: `notices`
-    mark: the last one set; "": none since the server was asked
-    doubtful: what a text may have unlistened before which no mark could be set
+    notes: what it is to hear when it rests, with the channel of each; b"": it is a notice of ours
+    mark: the last one set; b"": none since the server was asked
+    parsed_at: the batch, by its connection and number, at whose beginning it was set
+    doubtful: what a text may have unlistened before which no mark could be set; b"*": all
+    kept_for_us: it keeps its connection only while its channels are handed over
+    held: what else it keeps it for
+    again_at: it is let alone until then
     here, there: the token was seen on its own connection, on the shared one; after: what came behind it here
     leaving: what comes on its own connection comes by the shared one, too
     """
@@ -64,7 +68,7 @@ class Ear:
         self.notes: list[tuple[bytes, bytes]] = []
         self.notes_bytes = 0
         self.mark = b""
-        self.parsed_at = -1
+        self.parsed_at: tuple[Any, int] | None = None
         self.doubtful: set[bytes] = set()
         self.rows: list[bytes] = []
         self.token = b""
@@ -127,7 +131,9 @@ class Ear:
         if self.notes:
             self.tell()
         if self.channels and listener.live and (client.raw or not listener.fits(client.server)):
-            Return(self, client.server).begin()
+            now = monotonic()
+            if now >= self.again_at:
+                Return(self, client.server, now).begin()
 
     def tell(self) -> None:
         """Say what has waited."""
@@ -167,19 +173,21 @@ class Ear:
             return  # it clears all, if it succeeds
         self.client.touched |= touch.LISTEN
         self.beware(server, reading)
-        self.parsed_at = replies.sent
+        self.parsed_at = (server, replies.sent)
 
     def beware(self, server: Any, reading: Any) -> None:
         """A text is about to run that may UNLISTEN."""
         replies = server.replies
-        if not self.channels or self.parsed_at == replies.sent:
+        if not self.channels or self.parsed_at == (server, replies.sent):
             return
         if replies.open and not replies.ends():
             self.doubtful.update(reading.unlistens)
             return
         self.mark = self.listener.new_token()
-        set_mark = b"SELECT pg_catalog.set_config(%s,%s,false)" % (self.listener.setting, literal(self.mark))
-        server.inject(set_mark + b";" + self.listening_anew(server), None)
+        sql = b"SELECT pg_catalog.set_config(%s,%s,false);" % (self.listener.setting, literal(self.mark))
+        if server.status == _IDLE and replies.kind == 0:
+            sql = PATIENT + sql  # in a transaction it would be the client's, too
+        server.inject(sql + self.listening_anew(server), None)
 
     def listening_anew(self, server: Any) -> bytes:
         """The SQL that listens, there, to all that the shared connection brings."""
@@ -196,9 +204,12 @@ class Ear:
         """It does not listen to these any more."""
         if channels:
             self.channels -= channels
-            self.notes = [note for note in self.notes if note[0] not in channels]
-            self.notes_bytes = sum(len(frame) for _, frame in self.notes)
+            self._unsay(channels)
             self.listener.remove(self, channels)
+
+    def _unsay(self, channels: set[bytes]) -> None:
+        self.notes = [note for note in self.notes if note[0] not in channels]
+        self.notes_bytes = sum(len(frame) for _, frame in self.notes)
 
     def departed(self) -> None:
         """The client has left."""
@@ -324,13 +335,15 @@ class Ear:
             self.leaving = True
         client.pool.tied(client, server, held)
 
-    def give_up(self) -> None:
-        """It takes too long, or the shared connection is lost. The client hears its own connection as before."""
+    def give_up(self, pause: float) -> None:
+        """It takes too long, or the shared connection is lost. The client hears its own connection as before.
+
+        :param pause: seconds until it is tried again
+        """
         server = self.client.server
-        if self.leaving or not self.coming or server is None:
-            return
-        self.again_at = monotonic() + _AGAIN_S
-        self._stay(server)
+        if self.coming and server is not None:
+            self.again_at = monotonic() + pause
+            self._stay(server)
 
     def _stay(self, server: Any) -> None:
         """The client keeps its connection, and is looked at again later."""
@@ -340,7 +353,7 @@ class Ear:
         if self.coming:
             # What has come of these by the shared connection has come, or will come, here.
             coming, self.coming = self.coming, set()
-            self.notes = [note for note in self.notes if note[0] not in coming]
+            self._unsay(coming)
             self.listener.remove(self, coming)
         self.listener.uncross(self.token)
         for frame in self.after:

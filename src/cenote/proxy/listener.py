@@ -18,7 +18,7 @@ from typing import Any
 from cenote.core.machine import PAUSED, RUNNING
 from cenote.proxy.asking import Guest
 from cenote.proxy.channels import channel_of, listening, quoted
-from cenote.proxy.ear import HANDOVER_S, Ear
+from cenote.proxy.ear import AGAIN_S, HANDOVER_S, Ear
 from cenote.proxy.log import get_log
 from cenote.proxy.returning import Return
 from cenote.proxy.settings import literal
@@ -29,11 +29,11 @@ from cenote.wire import messages
 log = get_log("cenote.proxy.pool")
 
 _PAUSE_S = 1.0  # between two attempts to listen again; and how long others may stand in line before it gives way
-# A session that only hears is not idle for nothing; and its tokens need not survive a crash.
+# A session that only hears is not idle for nothing, and has time; its tokens need not survive a crash.
 _SETUP = (
     b"SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings"
     b" WHERE name OPERATOR(pg_catalog.=) 'idle_session_timeout';"
-    b"SET synchronous_commit = off"
+    b"SET synchronous_commit = off;SET statement_timeout = 0;SET lock_timeout = 0"
 )
 
 
@@ -193,7 +193,7 @@ class Listener(Guest):
                 self._lost(reason)
         for ear in list(self.crossing.values()):
             if now - ear.since >= HANDOVER_S:
-                ear.give_up()
+                ear.give_up(AGAIN_S)
         self._listen_again(now)
         for ear in list(self.waiting):
             if now >= ear.again_at:
@@ -286,7 +286,7 @@ class Listener(Guest):
         self.holding = False
         self.early.clear()
         for ear in list(self.crossing.values()):
-            ear.give_up()
+            ear.give_up(0.0)
         if self.by_channel:
             self.gaps += 1
             self.missed = reason

@@ -10,7 +10,7 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from cenote.proxy.channels import listening, quoted
+from cenote.proxy.channels import quoted
 from cenote.proxy.settings import PATIENT
 from cenote.reasons import Pinned
 from cenote.sql import touch
@@ -28,10 +28,10 @@ class Return:
     after: what came here behind it
     """
 
-    def __init__(self, ear: Ear, server: Any) -> None:
+    def __init__(self, ear: Ear, server: Any, now: float) -> None:
         self.ear = ear
         self.server = server
-        self.since = monotonic()
+        self.since = now
         self.here = self.there = False
         self.after: list[tuple[bytes, bytes]] = []
         self.token = ear.listener.new_token()
@@ -48,20 +48,15 @@ class Return:
 
     def _awaited(self, error: bytes | None) -> None:
         if error is not None:
-            self.give_up()
+            self.give_up(1.0)
         elif self.ear.returning is self and self.ear.client.server is self.server:
-            sql = (
-                self.ear.listening_anew(self.server)
-                + b";"
-                + listening({self.token})
-                + b";NOTIFY "
-                + quoted(self.token)
-            )
-            self.server.inject(PATIENT + b"SET LOCAL synchronous_commit = off;" + sql, self._sent)
+            word = quoted(self.token)
+            sql = PATIENT + b"SET LOCAL synchronous_commit = off;" + self.ear.listening_anew(self.server)
+            self.server.inject(sql + b";LISTEN " + word + b";NOTIFY " + word, self._sent)
 
     def _sent(self, error: bytes | None) -> None:
         if error is not None:
-            self.give_up()
+            self.give_up(1.0)
 
     def hears(self, channel: bytes, frame: bytes) -> bool:
         """A notification on the client's own connection. Whether it goes on."""
@@ -88,10 +83,14 @@ class Return:
             listener.remove(ear, channels)
             self._end([frame for _, frame in self.after])
 
-    def give_up(self) -> None:
-        """It takes too long, or the shared connection is lost: all is as before, and tried again later."""
+    def give_up(self, pause: float) -> None:
+        """It takes too long, or the shared connection is lost: all is as before.
+
+        :param pause: seconds until it is tried again
+        """
         ear = self.ear
         if not self.there and ear.returning is self:
+            ear.again_at = monotonic() + pause
             self._end([frame for channel, frame in self.after if channel not in ear.channels])
 
     def _end(self, frames: list[bytes]) -> None:
