@@ -7,7 +7,7 @@ import pytest
 from core_shell import Shell
 
 from cenote.core import machine as machine_module
-from cenote.core.machine import CLOSE, GRANT, OPEN, PASSES, PEEK, PING, REFUSE, RESET, Machine
+from cenote.core.machine import CLOSE, GRANT, LOOKS, OPEN, PASSES, PEEK, PING, REFUSE, RESET, Machine
 from cenote.core.slot import NEVER, Slot, Waiter
 
 
@@ -296,10 +296,10 @@ def test_a_borrower_with_settings_gets_equal_ones_then_a_bare_connection_then_th
     assert [shell.lease("a") for _ in range(4)] == [equal, bare, fresh, old]
 
 
-def test_among_the_8_oldest_waiters_the_first_with_equal_settings_is_chosen() -> None:
+def test_among_the_32_oldest_waiters_the_first_with_equal_settings_is_chosen() -> None:
     shell = Shell(max_size=1)
     slot = leased(shell)
-    others = [shell.wait() for _ in range(PASSES - 1)]
+    others = [shell.wait() for _ in range(LOOKS - 1)]
     equal = shell.wait(settings="a")
     shell.wait(settings="a")
     shell.release(slot, "a")
@@ -307,10 +307,10 @@ def test_among_the_8_oldest_waiters_the_first_with_equal_settings_is_chosen() ->
     assert [waiter.passed for waiter in others] == [1] * len(others)
 
 
-def test_a_ninth_waiter_is_not_looked_at_for_his_settings() -> None:
+def test_a_33rd_waiter_is_not_looked_at_for_his_settings() -> None:
     shell = Shell(max_size=1)
     slot = leased(shell)
-    others = [shell.wait() for _ in range(PASSES)]
+    others = [shell.wait() for _ in range(LOOKS)]
     shell.wait(settings="a")
     shell.release(slot, "a")
     assert granted(shell) == others[:1]

@@ -773,7 +773,6 @@ async def test_C20a_a_custom_setting_is_nobody_elses(single):
         assert await shown(other, "app.tenant") == ""
 
 
-@pytest.mark.xfail(strict=True, reason="stained connections are not preferred for those who set that name yet")
 @wire
 async def test_C20a_a_stained_connection_goes_to_those_who_set_that_name(pair):
     """Then nobody else meets the empty string, as long as there are others."""

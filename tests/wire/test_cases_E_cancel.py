@@ -296,7 +296,7 @@ async def test_E5_a_cancel_does_not_hit_what_the_proxy_runs_for_itself(proxy_for
     async def script(session: ServerEnd) -> None:
         while True:
             text = await session.expect("Q")
-            if b"set_config" in text or b"RESET" in text:
+            if b"SET" in text:
                 if armed.is_set():
                     converting.set()
                     await go_on.wait()

@@ -143,23 +143,25 @@ async def test_nobody_listens_for_a_client_that_has_left(three, end):
         assert await hear(stays) == [("a", "")]
 
 
+@pytest.mark.parametrize("why", ["does not read", "is in a transaction"])
 @wire
-async def test_a_client_that_does_not_read_is_closed_and_the_others_hear_on(three, monkeypatch):
-    monkeypatch.setattr("cenote.proxy.ear.BACKLOG_BYTES", 1_000_000)
+async def test_a_client_for_which_too_much_waits_is_closed_and_the_others_hear_on(three, monkeypatch, why):
+    monkeypatch.setattr("cenote.proxy.ear.BACKLOG_BYTES", 2_000_000)
     async with await three.client() as deaf, await three.client() as client, await direct(three.server) as other:
         await listening(three, client, "LISTEN a")
         await listening(three, deaf, "LISTEN a")
-        await tell(deaf, "BEGIN")
-        text = "SELECT pg_notify('a', n || repeat('x', 7000)) FROM generate_series(1, 200) AS n"
+        if why == "is in a transaction":
+            await tell(deaf, "BEGIN")
+        text = "SELECT pg_notify('a', n || repeat('x', 7000)) FROM generate_series(1, 3000) AS n"
         told = 0
         sending = asyncio.create_task(other.query(text))
-        while told < 200:
+        while told < 3000:
             told += len(heard(await client.until("A")))
         await sending
         answer = await deaf.closed()
         assert error(answer)["C"] == "53400"
         assert "notifications" in error(answer)["M"]
-        assert len(heard(answer)) == 0
+        assert (heard(answer) == []) == (why == "is in a transaction")
         assert await pid_of(client)
 
 
@@ -176,17 +178,42 @@ async def test_with_one_connection_a_listener_keeps_it(proxy_for, pg):
         assert pinned(proxy) == 0
 
 
+@pytest.mark.parametrize("first", ["UTF8", "LATIN1"])
 @wire
-async def test_a_listener_of_another_client_encoding_keeps_its_connection(three):
-    async with await three.client() as client, await three.client(params={"client_encoding": "LATIN1"}) as latin:
-        await listening(three, client, 'LISTEN "é"')
-        await latin.send(query('LISTEN "é"'.encode("latin-1")))
-        await latin.until_ready()
-        assert kinds(await latin.query("SELECT 1")) == "TDCZ"
-        assert (pinned(three), shared(three)) == (1, 1)
-        await client.send(query("NOTIFY \"é\", 'ü'"))
-        assert (await latin.until("A"))[-1].body[4:] == "é\0ü\0".encode("latin-1")
-        assert (await client.until("A"))[-1].body[4:] == "é\0ü\0".encode()
+async def test_a_listener_of_another_client_encoding_than_the_first_keeps_its_connection(three, first):
+    others = "LATIN1" if first == "UTF8" else "UTF8"
+    async with (
+        await three.client(params={"client_encoding": first}) as client,
+        await three.client(params={"client_encoding": others}) as second,
+        await three.client(params={"client_encoding": first}) as third,
+    ):
+        codecs = {client: first, second: others, third: first}
+        for one, codec in codecs.items():
+            await one.send(query('LISTEN "é"'.encode(codec)))
+            await one.until_ready()
+            assert kinds(await one.query("SELECT 1")) == "TDCZ"
+            await until(lambda: shared(three) == 1)
+        assert pinned(three) == 1
+        async with await direct(three.server) as sender:
+            await tell(sender, "NOTIFY \"é\", 'ü'")
+            for one, codec in codecs.items():
+                assert (await one.until("A"))[-1].body[4:] == "é\0ü\0".encode(codec)
+
+
+@wire
+async def test_a_connection_that_listens_for_all_keeps_no_settings_of_the_client_that_had_it(three):
+    async with await three.client() as client, await three.client() as other:
+        await tell(client, "SET statement_timeout = '1s'", "SET search_path = mine", "SET ROLE app")
+        await listening(three, client, "LISTEN a")
+        assert value(await client.query("SHOW search_path")) == "mine"
+        assert value(await other.query("SHOW search_path")) == '"$user", public'
+        (pool,) = three.pools()
+        assert three.call(lambda: pool.listener.server.settings) is None
+        await tell(client, "UNLISTEN a")
+        await until(lambda: three.counts()["idle"] == len(pool.servers), "it was given back")
+        for _ in range(3):
+            assert value(await other.query("SHOW idle_session_timeout")) == "0"
+            assert value(await other.query("SHOW synchronous_commit")) == "on"
 
 
 @wire

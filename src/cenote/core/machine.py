@@ -85,7 +85,8 @@ SERVE = "serve"  # None: call budget.serve: somebody lacks room, or there is som
 
 RUNNING, PAUSED, DRAINING, CLOSED = "running", "paused", "draining", "closed"
 
-PASSES = 8  # waiters looked at for equal settings, and how often one may be passed over
+PASSES = 8  # how often a waiter may be passed over
+LOOKS = 32  # waiters looked at for equal settings
 FATAL_WINDOW_S = 1.0  # two connections broken within it mean the server, not the connections
 JITTER_LIFETIME = 0.1
 JITTER_CHECK = 0.25
@@ -478,13 +479,13 @@ class Machine:
     # -- choices --------------------------------------------------------------------------------------------
 
     def _next_waiter(self, slot: Slot, now: float) -> Waiter | None:
-        """The waiter this connection goes to: the first of the oldest PASSES that wants its settings, else the
+        """The waiter this connection goes to: the first of the oldest LOOKS that wants its settings, else the
         oldest, out of the line. O(1)."""
         while self.waiting.size:
             chosen = self.waiting.first
             candidate = chosen
             looked = 0
-            while candidate is not None and looked < PASSES:
+            while candidate is not None and looked < LOOKS:
                 if candidate.settings == slot.settings:
                     chosen = candidate
                     break

@@ -3,6 +3,7 @@ from cenote.core.ring cimport Node, Ring
 from cenote.core.slot cimport Slot
 
 cdef class Shelf:
+    cdef public object cost
     cdef public Ring bare
     cdef public dict rings
 

@@ -7,14 +7,20 @@ they hold something. Does not decide how long a slot may stay.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from cenote.core.ring import Ring
 from cenote.core.slot import NEVER, Slot
 
 
 class Shelf:
-    """All slots in state IDLE."""
+    """All slots in state IDLE.
+
+    cost: what it costs to make a slot carry settings that it does not carry now: a number; None: all the same
+    """
 
     def __init__(self) -> None:
+        self.cost: Callable[[Slot, object], int] | None = None
         self.bare = Ring("idle")
         self.rings: dict[object, Ring] = {None: self.bare}
 
@@ -25,16 +31,20 @@ class Shelf:
         return sum([ring.size for ring in self.rings.values()])
 
     def best(self, settings: object) -> Slot | None:
-        """The slot that is cheapest to lend to somebody who wants `settings`: one that carries them, else one
-        in base state, else the one used last; among equals the one used last.
+        """The slot that is cheapest to lend to somebody who wants `settings`: one that carries them, else the one
+        of least cost; without costs one in base state, else any; among equals the one used last.
 
-        O(1), or O(number of distinct settings on the shelf) when neither is there."""
+        O(1), or O(number of distinct settings on the shelf) when none carries them."""
         if settings is not None:
             ring = self.rings.get(settings)
             if ring is not None:
                 return ring.last  # type: ignore[no-any-return]
-        if self.bare.last is not None or len(self.rings) == 1:
+        if len(self.rings) == 1 or (self.bare.last is not None and (self.cost is None or settings is None)):
             return self.bare.last  # type: ignore[no-any-return]
+        if self.cost is not None:
+            cost = self.cost
+            slots = [ring.last for ring in self.rings.values() if ring.size]
+            return min(slots, key=lambda slot: (cost(slot, settings), -slot.since), default=None)
         return max([ring.last for ring in self.rings.values() if ring.size], key=_since)  # type: ignore[no-any-return]
 
     def oldest(self) -> Slot | None:

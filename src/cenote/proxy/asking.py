@@ -37,6 +37,13 @@ class Guest(Borrower):
         if not self.pool.convert(self, server):
             self.go_on()
 
+    def borrow(self) -> Any:
+        """A connection that carries its settings, or None: wait for `there`, unless `declined` says why not."""
+        server = self.pool.borrow(self)
+        if server is None or self.pool.convert(self, server):
+            return None
+        return server
+
     def go_on(self) -> None:
         self.holding = False
         self.end(None)

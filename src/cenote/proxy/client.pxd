@@ -45,7 +45,11 @@ cdef class ClientSession(Named):
     @cython.locals(replies=ReplyQueue, at=Py_ssize_t)
     cdef bint _uncertain(self, ServerConnection server, bytes data, int kind, Py_ssize_t i) except -1
     cdef int _seen_enough(self, bytes data, int kind, Py_ssize_t i, long length) except -2
+    @cython.locals(server=ServerConnection)
     cdef bint _without_server(self, bytes data, int kind, Py_ssize_t i, Py_ssize_t end) except -1
+    @cython.locals(at=Py_ssize_t, last=Py_ssize_t, statement=Statement, reading=Reading)
+    cdef bint _stops(self, bytes data, int kind, Py_ssize_t i, Py_ssize_t end) except -1
+    cdef bint _next_stops(self) except -1
     @cython.locals(reading=Reading)
     cdef Py_ssize_t _query(self, ServerConnection server, bytes data, Py_ssize_t start, Py_ssize_t i,
                            Py_ssize_t end) except -1

@@ -49,6 +49,8 @@ _IDLE = 0x49
 _PREPARED, _SEQUENCE, _UNKNOWN, _LOAD = touch.PREPARED, touch.SEQUENCE, touch.UNKNOWN, touch.LOAD
 _SETTINGS, _ROLE = touch.SETTINGS, touch.ROLE
 _TEMP = touch.TEMP
+# How texts begin that a failed transaction refuses: not as COMMIT, END, ABORT, ROLLBACK or PREPARE TRANSACTION.
+_STOPPED = (b"s", b"i", b"u", b"d", b"w", b"b")
 _CHANGES = b"ud"  # how a plain text begins that runs triggers
 _FAILED = 0x45  # E, as a transaction status
 
@@ -136,7 +138,11 @@ class ClientSession(Named):
         self.described = False
         # Whether what is sent here could be sent once more as it is: one buffer, nothing else in flight.
         self.repeatable = not (self.left or self.pin) and (
-            server is None or (server.replies.kind == _OWED_NONE and not server.answered)
+            server is None
+            or (
+                not server.answered
+                and (server.replies.kind == _OWED_NONE or (server.guard and server.replies.pending() == 1))
+            )
         )
         if self.left:
             i = n if self.left > n else self.left
@@ -245,6 +251,11 @@ class ClientSession(Named):
         """Whether this message depends on what an earlier batch is to prepare or to forget. That batch may fail,
         and then the name would mean something else by the time the server sees it: somebody else's statement."""
         replies = server.replies
+        if server.guard:
+            if replies.sent > server.guard:
+                return True  # only the batch right behind it is stopped if that fails
+            if replies.pending() == 1:
+                return False
         at = i + 5
         if kind == _BIND:
             at = data.find(b"\0", at) + 1
@@ -288,9 +299,36 @@ class ClientSession(Named):
             return True
         if kind == _PARSE and end <= len(data) and data[i + 5] and self.parse_known(data, i + 5, end):
             return True
-        if self.declined is None and self.pool.borrow(self) is None and self.declined is None:
-            self.holding = True
+        if self.declined is None:
+            server = self.pool.borrow(self)
+            if server is not None:
+                if server.settings is not self.settings or self.pool.reads_nothing:
+                    self.pool.convert(self, server, self._stops(data, kind, i, end))
+            elif self.declined is None:
+                self.holding = True
         return False
+
+    def _stops(self, data: bytes, kind: int, i: int, end: int) -> bool:
+        """Whether a failed transaction stops this message, and what follows it up to the end of its batch: then it
+        can go on right behind what is to succeed first."""
+        if end > len(data):
+            return False
+        at = i + 5
+        if kind == _BIND:
+            at = data.find(b"\0", at) + 1
+            name = data[at : data.find(b"\0", at)]
+            statement = self.statements.get(name) if name and self.statements is not None else None
+            if name and statement is None:
+                return False
+            reading = statement.reading if statement is not None else self.unnamed_reading
+            text = statement.tail if statement is not None else self.unnamed or b""
+            return not reading.matters and text[:1].lower() in _STOPPED
+        if kind == _PARSE:
+            at = data.find(b"\0", at) + 1
+        elif kind != _QUERY:
+            return False
+        last = data.find(b"\0", at)
+        return data[at : at + 1].lower() in _STOPPED and (plain(data, at, last) or not read(data[at:last]).matters)
 
     def _query(self, server: ServerConnection, data: bytes, start: int, i: int, end: int) -> int:
         if server.replies.open and server.replies.kind != _OWED_NONE:
@@ -737,8 +775,15 @@ class ClientSession(Named):
         self.waiter = None
         if not self.holding:
             self.pool.unneeded(self, server)
-        elif not self.pool.convert(self, server):
+        elif not self.pool.convert(self, server, self._next_stops()):
             self.go_on()
+
+    def _next_stops(self) -> bool:
+        """Whether a failed transaction stops the message that is held."""
+        data = self.held
+        if self.part or len(data) < 5:
+            return False
+        return self._stops(data, data[0], 0, 1 + int.from_bytes(data[1:5], "big"))
 
     def refuse(self, error: bytes) -> None:
         """There is no server connection for the message held."""
@@ -832,7 +877,7 @@ class ClientSession(Named):
         """The server refuses the settings this client logged in with."""
         server = self.server
         fields = messages.error_fields(error)
-        if server is not None:
+        if server is not None and server.rests():
             self.pool.settled(self, server)
         self.fail(fields.get("C", "XX000"), fields.get("M", "the server refuses the settings of this session"))
 

@@ -27,7 +27,7 @@ from cenote.errors import ProtocolError
 from cenote.proxy.asking import timed_out
 from cenote.proxy.channels import channel_of, listening, quoted
 from cenote.proxy.returning import Return
-from cenote.proxy.settings import PATIENT, literal
+from cenote.proxy.settings import PATIENCE, literal
 from cenote.reasons import Pinned
 from cenote.sql import touch
 from cenote.wire import messages
@@ -43,6 +43,7 @@ AGAIN_S = 30.0  # and how long it is let alone after that
 _TRIES = 5
 _IDLE = 0x49
 _LISTEN = str(Pinned.LISTEN)
+_PATIENT = PATIENCE + b";"
 
 
 class Ear:
@@ -186,7 +187,7 @@ class Ear:
         self.mark = self.listener.new_token()
         sql = b"SELECT pg_catalog.set_config(%s,%s,false);" % (self.listener.setting, literal(self.mark))
         if server.status == _IDLE and replies.kind == 0:
-            sql = PATIENT + sql  # in a transaction it would be the client's, too
+            sql = _PATIENT + sql  # in a transaction it would be the client's, too
         server.inject(sql + self.listening_anew(server), None)
 
     def listening_anew(self, server: Any) -> bytes:
@@ -236,7 +237,7 @@ class Ear:
         self.tries += 1
         self.rows.clear()
         self.token = self.listener.new_token() if self.listener.live else b""
-        sql = PATIENT + (
+        sql = _PATIENT + (
             b"SELECT 'c', c FROM pg_catalog.pg_listening_channels() AS c"
             b" UNION ALL SELECT 'm', pg_catalog.current_setting(%s, true)" % self.listener.setting
         )
@@ -312,7 +313,7 @@ class Ear:
         self.leaving = True
         self.tries += 1
         reset = b";SELECT pg_catalog.set_config(%s,'',false)" % self.listener.setting
-        server.inject(PATIENT + b"UNLISTEN *" + reset, self._left)
+        server.inject(_PATIENT + b"UNLISTEN *" + reset, self._left)
 
     def _left(self, error: bytes | None) -> None:
         client, server = self.client, self.client.server
@@ -360,7 +361,7 @@ class Ear:
             client.write(frame)
         self.after.clear()
         if self.token:
-            server.inject(PATIENT + b"UNLISTEN " + quoted(self.token), None)
+            server.inject(_PATIENT + b"UNLISTEN " + quoted(self.token), None)
         self.token = b""
         self.here = self.there = False
         self.listener.waiting.add(self)

@@ -221,7 +221,7 @@ class Listener(Guest):
         if wanted and self.pool.machine.mode == RUNNING and now - self.tried_at >= _PAUSE_S:
             self.tried_at = now
             self.declined = None
-            if self.pool.borrow(self) is not None and not self.holding:
+            if self.borrow() is not None:
                 self.go_on()
 
     def _try_again(self, ear: Ear) -> None:

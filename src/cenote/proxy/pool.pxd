@@ -22,6 +22,7 @@ cdef class ProxyPool(Lender):
     cdef public long clients
     cdef public dict statements
     cdef public dict settings
+    cdef public dict ways
     cdef public dict welcome
     cdef public dict base
     cdef public dict base_items
@@ -63,4 +64,6 @@ cdef class ProxyPool(Lender):
     cpdef perform(self)
     cdef _account(self, ServerConnection server, double now)
     cdef _part(self, Borrower client, ServerConnection server)
-    cpdef bint convert(self, Borrower client, ServerConnection server) except -1
+    cpdef bint convert(self, Borrower client, ServerConnection server, bint guards=*) except -1
+    cdef object _way(self, carried, wanted)
+    cpdef went_first(self, ServerConnection server, settings, error)

@@ -17,7 +17,7 @@ from cenote.proxy.listener import Listener
 from cenote.proxy.prepared import Statement, fingerprint_of, meaning
 from cenote.proxy.roles import Borrower, Lender
 from cenote.proxy.server import ServerConnection
-from cenote.proxy.settings import ROLES, Settings, conversion, put_back
+from cenote.proxy.settings import ROLES, Settings, Way, put_back, way
 from cenote.proxy.state import HELD, Told
 from cenote.reasons import ADVICE, TEXT, Pinned, fatal_failure
 from cenote.sql import touch
@@ -45,12 +45,19 @@ _MAX_STATEMENTS = 16_384
 _MAX_SETTINGS = 4_096
 
 
+def _cost(slot: Slot, settings: Any) -> int:
+    """What it costs to make an idle connection carry these settings."""
+    server: ServerConnection = slot.data
+    return settings.cost_from(server.settings, server.stain) if settings is not None else len(server.stain)
+
+
 class ProxyPool(Lender):
     """One pool of the proxy. On the event loop.
 
     base_items: what init_query has set
     stained: stands for the base state on connections on which custom settings were set, which PostgreSQL never
         forgets: they read as an empty string from then on
+    ways: conversions that were needed lately
     ledger: how often which kind of text pinned, set or was refused; unlisted: what there was no more room for
     audited: fingerprints of texts that do more than they show, and whether they are known to touch session state
     minds_sequences: somebody asks `currval` or `lastval`: a connection is to have no others' in it
@@ -82,12 +89,14 @@ class ProxyPool(Lender):
             options.codel,
             random,
         )
+        self.machine.shelf.cost = _cost
         self.works: Any = None
         self.budget: Any = None
         self.servers: set[ServerConnection] = set()
         self.clients = 0
         self.statements: dict[Any, Statement] = {}
         self.settings: dict[Any, Settings] = {}
+        self.ways: dict[tuple[Any, Any], Way | None] = {}
         self.welcome: dict[Any, bytes] = {}
         self.base: dict[bytes, bytes] = {}
         self.base_items: dict[bytes, bytes] = {}
@@ -122,10 +131,8 @@ class ProxyPool(Lender):
     # -- on the path of every transaction ---------------------------------------------------------------------
 
     def borrow(self, client: Borrower) -> ServerConnection | None:
-        """A server connection for the client's next message, or None: it stands in line, or was declined.
-
-        The client's input may be held on return: the connection is being made to carry its settings.
-        """
+        """A server connection for the client's next message, or None: it stands in line, or was declined. It may
+        carry other settings than the client's: `convert` is next."""
         now = monotonic()
         got = self.machine.acquire(now, self.acquire_timeout, client.settings, client)
         if isinstance(got, Slot):
@@ -134,8 +141,6 @@ class ProxyPool(Lender):
             self._lend(server, client, now)
             if self.machine.effects:
                 self.perform()
-            if server.settings is not client.settings or self.reads_nothing:
-                self.convert(client, server)
             return server  # type: ignore[no-any-return]
         if got.refused:
             client.declined = self.refusal(got.refused)
@@ -249,21 +254,43 @@ class ProxyPool(Lender):
 
     # -- what happens now and then ----------------------------------------------------------------------------
 
-    def convert(self, client: Borrower, server: ServerConnection) -> bool:
-        """Make the connection carry the client's settings; whether that takes a while (its input is held)."""
+    def convert(self, client: Borrower, server: ServerConnection, guards: bool = False) -> bool:
+        """Make the connection carry the client's settings; whether that takes a while (its input is held).
+
+        :param guards: the client's next batch may go right behind: in a failed transaction it does nothing
+        """
         if server.settings is client.settings:
             if not client.raw and (self.session_mode or (client.settings is not None and client.settings.opaque)):
                 reason = str(Pinned.SESSION_MODE if self.session_mode else Pinned.CLIENT_ENCODING)
                 client.keep(server, reason, touch.UNKNOWN)
                 client.own_names(server)
             return False
-        sql = conversion(server.settings, client.settings, self.base_items)
-        if not sql:
+        way = self._way(server.settings, client.settings)
+        if way is None:
+            return False
+        self.conversions += 1
+        if guards and way.query and not self.session_mode:
+            server.convert_first(way.query, client.settings)
             return False
         client.holding = True
-        self.conversions += 1
-        Conversion(self, client, server, client.settings, sql).ask()
+        Conversion(self, client, server, client.settings, way.sql).ask()
         return True
+
+    def _way(self, carried: Settings | None, wanted: Settings | None) -> Way | None:
+        """How to get from the one to the other; None: they are the same. O(1) for what was needed before."""
+        key = (carried, wanted)
+        if key not in self.ways:
+            if len(self.ways) >= _MAX_SETTINGS:
+                self.ways.clear()
+            self.ways[key] = way(carried, wanted, self.base_items)
+        return self.ways[key]
+
+    def went_first(self, server: ServerConnection, settings: Any, error: Any) -> None:
+        """The server has answered to a conversion behind which the client's batch is under way."""
+        if error is None:
+            self.carry(server, settings)
+        elif server.client is not None:
+            server.client.misfit(error)
 
     def converted(self, client: Borrower, server: ServerConnection, settings: Any, error: Any) -> None:
         """The server has answered to a conversion."""

@@ -12,6 +12,7 @@ cdef class Entry:
     cdef public object failed
     cdef public object rows
     cdef public bint tells
+    cdef public bint guards
 
 cdef class ReplyQueue:
     cdef public int kind

@@ -45,6 +45,7 @@ class Entry:
     reply: what the client gets when its turn comes (SYNTHETIC)
     done: called with the body of the error, None for success (OWN_QUERY); failed: that body
     rows: is given the rows (OWN_QUERY); None: they are dropped; tells: the client hears of ParameterStatus
+    guards: it makes the connection carry the settings in `statement`, and the client's batch went right behind
     """
 
     def __init__(self, kind: int, statement: Any = None, name: bytes = b"", reply: bytes = b"") -> None:
@@ -57,6 +58,7 @@ class Entry:
         self.failed: bytes | None = None
         self.rows: Any = None
         self.tells = False
+        self.guards = False
 
 
 class ReplyQueue:

@@ -11,14 +11,13 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from cenote.proxy.channels import quoted
-from cenote.proxy.settings import PATIENT
-from cenote.reasons import Pinned
+from cenote.proxy.settings import PATIENCE
 from cenote.sql import touch
 
 if TYPE_CHECKING:
     from cenote.proxy.ear import Ear
 
-_LISTEN = str(Pinned.LISTEN)
+_PATIENT = PATIENCE + b";"
 
 
 class Return:
@@ -51,7 +50,7 @@ class Return:
             self.give_up(1.0)
         elif self.ear.returning is self and self.ear.client.server is self.server:
             word = quoted(self.token)
-            sql = PATIENT + b"SET LOCAL synchronous_commit = off;" + self.ear.listening_anew(self.server)
+            sql = _PATIENT + b"SET LOCAL synchronous_commit = off;" + self.ear.listening_anew(self.server)
             self.server.inject(sql + b";LISTEN " + word + b";NOTIFY " + word, self._sent)
 
     def _sent(self, error: bytes | None) -> None:
@@ -101,7 +100,7 @@ class Return:
             return
         for frame in frames:
             client.write(frame)
-        self.server.inject(PATIENT + b"UNLISTEN " + quoted(self.token), None)
+        self.server.inject(_PATIENT + b"UNLISTEN " + quoted(self.token), None)
         held = client.ties
         ear.keep_no_longer()
         client.asking = False

@@ -35,6 +35,7 @@ cdef class ServerConnection(Peer):
     cdef public bint copying
     cdef public int early_ends
     cdef public bint skipping
+    cdef public long guard
     cdef public bint answered
     cdef public object batch
     cdef public bint described
@@ -64,12 +65,12 @@ cdef class ServerConnection(Peer):
     cdef public double opened_at
 
     @cython.locals(p="const unsigned char*", n=Py_ssize_t, i=Py_ssize_t, start=Py_ssize_t, end=Py_ssize_t,
-                   length=long, kind=int, owed=int, ready=bint, drop=bint, fresh=bint, client=Borrower,
+                   begin=Py_ssize_t, length=long, kind=int, owed=int, ready=bint, theirs=bint, drop=bint, fresh=bint, client=Borrower,
                    replies=ReplyQueue, entry=Entry)
     cpdef received(self, bytes data)
     cdef bint _only_prepared(self, Borrower client) except -1
-    @cython.locals(client=Borrower)
-    cdef _ready(self)
+    @cython.locals(client=Borrower, entry=Entry)
+    cdef _ready(self, bint theirs)
     @cython.locals(replies=ReplyQueue, client=Borrower)
     cdef bint _error(self, bytes body, int owed, bint first) except -1
     cdef bint _undone(self) except -1
@@ -80,6 +81,7 @@ cdef class ServerConnection(Peer):
     cpdef forget(self, Statement statement)
     cpdef forget_all(self)
     cpdef inject(self, bytes sql, done, list rows=*, bint tells=*)
+    cpdef convert_first(self, bytes query, settings)
     cpdef close_statement(self, Statement statement, bytes name)
     cpdef sync(self)
     cpdef copy_ended(self)

@@ -87,6 +87,7 @@ class ServerConnection(Peer):
     unnamed: what the unnamed statement was parsed from; None if the server has none that we know
     copying: the server reads CopyData; it ignores Sync and Flush meanwhile
     skipping: it discards everything until Sync
+    guard: number of the batch that the client's next one runs behind, if it succeeds; 0: none
     at_rest: nothing is owed and no transaction is open
     """
 
@@ -112,6 +113,7 @@ class ServerConnection(Peer):
         self.copying = False
         self.early_ends = 0  # the client ended a COPY before we saw that it began
         self.skipping = False
+        self.guard = 0
         self.answered = False  # something came since the lease began
         self.batch: bytes | None = None  # what is in flight, while it could be sent once more as it is
         self.described = False  # that batch is Bind ... Sync and asks for the description of its rows
@@ -152,7 +154,9 @@ class ServerConnection(Peer):
         n = len(data)
         i = 0
         start = 0
+        begin = 0
         ready = False
+        theirs = False
         client = self.client
         replies = self.replies
         fresh = not self.answered
@@ -214,12 +218,20 @@ class ServerConnection(Peer):
                         self._broken("ReadyForQuery that nobody asked for")
                         return
                     self.finished.append(replies.entry())
+                    if replies.entry().guards:
+                        self.guard = 0
+                        if replies.entry().failed is not None:
+                            client = None  # what it sent has met a failed transaction, and is its no more
+                        else:
+                            fresh = True
+                            begin = end
                 elif self.replaying or (
                     client is not None and client.resets and self.status != _FAILED and replies.pending() == 1
                 ):
                     drop = True  # it is to be told when its settings are back
                     if i > start and client is not None:
                         client.write(data[start:i])
+                theirs = theirs or not drop or self.replaying
                 replies.ready()
                 self.copying = False
                 self.early_ends = 0
@@ -267,7 +279,7 @@ class ServerConnection(Peer):
                     return
                 replies.advance()
             elif kind == _ERROR:
-                if self._error(data[i + 5 : end], owed, fresh and i == 0) and client is not None:
+                if self._error(data[i + 5 : end], owed, fresh and i == begin) and client is not None:
                     drop = True
                     if i > start:
                         client.write(data[start:i])
@@ -317,8 +329,10 @@ class ServerConnection(Peer):
             else:
                 client.write(data[start:i])
                 client.bytes_out += i - start
+        if fresh and i == begin and begin:
+            self.answered = False  # nothing but our own
         if ready:
-            self._ready()
+            self._ready(theirs)
         elif client is not None and client.copy_asked and (self.copying or replies.kind == _OWED_NONE):
             client.copy_begins()
         elif client is not None and replies.open and replies.kind == _OWED_NONE and self._only_prepared(client):
@@ -329,16 +343,19 @@ class ServerConnection(Peer):
         connection any longer."""
         return self.status == _IDLE and not (self.replies.bound or self.skipping or self.left or client.pin)
 
-    def _ready(self) -> None:
-        """After a ReadyForQuery: callbacks, then the pool if nothing is owed."""
+    def _ready(self, theirs: bool) -> None:
+        """After a ReadyForQuery, the client's or only our own: callbacks, then the pool if nothing is owed."""
         if self.finished:
             finished = self.finished
             self.finished = []
             for entry in finished:
-                if entry.done is not None:
+                if entry.guards:
+                    self.pool.went_first(self, entry.statement, entry.failed)
+                elif entry.done is not None:
                     entry.done(entry.failed)
         batch = self.batch
-        self.batch = None
+        if theirs or self.replies.kind == _OWED_NONE:
+            self.batch = None
         if self.replies.kind == _OWED_NONE:
             if self.quiet is not None and not self.quiet.done():
                 self.quiet.set_result(None)
@@ -493,6 +510,16 @@ class ServerConnection(Peer):
         self.unnamed = None
         self.write(messages.query(sql))
         self.replies.add(entry)
+
+    def convert_first(self, query: bytes, settings: Any) -> None:
+        """Send a query that makes this connection carry these settings, right before the client's next batch: if
+        it fails, that finds a failed transaction, and does nothing."""
+        entry = Entry(_OWED_OWN_QUERY, settings)
+        entry.guards = True
+        self.unnamed = None
+        self.write(query)
+        self.replies.add(entry)
+        self.guard = self.replies.sent
 
     def close_statement(self, statement: Statement | None, name: bytes) -> None:
         """Send a Close of our own."""

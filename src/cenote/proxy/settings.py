@@ -5,13 +5,15 @@ that its own log-in and `init_query` gave it, and carries the settings of the cl
 one object, so that the pool machine compares identities. What they are after a SET, `state.py` finds out.
 
 Source: PostgreSQL documentation, `set_config` and "Setting Parameters": values come in as they stand in a
-startup packet, which `set_config` takes and SET would quote anew.
+startup packet, which `set_config` takes, and SET too but for the few lists that it would quote anew.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+
+from cenote.wire import messages
 
 # Client encodings in which a byte below 128 may be the second half of a character: texts cannot be read.
 _OPAQUE = frozenset(
@@ -24,8 +26,10 @@ _NAME_BYTES = 63  # longer ones are cut by the server
 APPLICATION_NAME = b"application_name"
 ROLES = (b"session_authorization", b"role")
 TIMEOUT = b"statement_timeout"
-#: Before a text of our own in a session whose timeout may be too short for it.
-PATIENT = b"SET LOCAL statement_timeout = 0;"
+PATIENCE = b"SET LOCAL statement_timeout = 0"
+_SHORT = re.compile(rb"\s*\d{1,3}\s*(?:ms|us)?\s*|.*us\s*|.*[.eExX].*")
+# SET would take the list in one constant for one name, and quote it.
+_LISTS = frozenset(b"search_path temp_tablespaces session_preload_libraries local_preload_libraries".split())
 
 
 class Settings:
@@ -47,6 +51,12 @@ class Settings:
         self.customs = frozenset(name for name, _ in items if b"." in name)
         self.opaque = _ENCODING_NAME.sub(b"", encoding.lower()) in _OPAQUE
 
+    def cost_from(self, carried: Settings | None, stain: frozenset[bytes]) -> int:
+        """What it costs to make a connection carry these: most, to stain it with one more name. O(settings)"""
+        before = carried.items if carried is not None else ()
+        needless = len(stain) if not self.customs else 0
+        return len(set(before) ^ set(self.items)) + 100 * len(self.customs - stain) + 10 * needless
+
     def roles(self) -> list[tuple[bytes, bytes]]:
         """Its role and session authorization, if they are not the log-in's own."""
         return [item for item in self.items if item[0] in ROLES]
@@ -66,8 +76,33 @@ def with_address(name: bytes, address: str) -> bytes:
     return (name or b"app")[: max(0, _NAME_BYTES - len(where))] + where
 
 
+class Way:
+    """A conversion.
+
+    sql: it runs as one transaction
+    query: the message that does it before the client's own in the same write, and leaves a failed transaction
+        if it fails; b"" where that cannot be
+    """
+
+    __slots__ = ("query", "sql")
+
+    def __init__(self, sql: bytes, first: bool) -> None:
+        self.sql = sql
+        self.query = messages.query(b"BEGIN;" + sql + b";COMMIT") if first else b""
+
+
+def way(carried: Settings | None, wanted: Settings | None, base: dict[bytes, bytes]) -> Way | None:
+    """How to take a connection from one to the other; None: there is nothing to do. O(settings)"""
+    sql = conversion(carried, wanted, base)
+    # A text that cannot be read pins; and behind a timeout that strikes at once, nothing may follow unseen.
+    first = PATIENCE not in sql and not (wanted is not None and wanted.opaque)
+    return Way(sql, first) if sql else None
+
+
 def conversion(carried: Settings | None, wanted: Settings | None, base: dict[bytes, bytes]) -> bytes:
     """The SQL that takes a connection from one to the other; it runs as one transaction. O(settings)
+
+    SET costs the server a third of what `set_config` does: nothing is planned and no snapshot taken.
 
     :param base: what init_query has set: RESET would not return to that
     """
@@ -78,22 +113,27 @@ def conversion(carried: Settings | None, wanted: Settings | None, base: dict[byt
     changes_role = any(name in before for name in ROLES) and before != after
     if changes_role:
         statements += [b"RESET SESSION AUTHORIZATION", b"RESET ROLE"]
-    gone = [name for name in before if name not in after and name not in ROLES]
-    statements += [b"RESET " + identifier(name) for name in gone if b"." not in name]
-    changes = [_set(name, b"NULL") for name in gone if b"." in name]  # RESET would cut a long name
-    changes += [
-        _set(name, literal(value))
-        for name, value in after.items()
-        if name not in ROLES and before.get(name) != value
-    ]
+    changes = []
+    for name in {**before, **after}:
+        if name in ROLES or before.get(name) == after.get(name):
+            continue
+        value = after.get(name)
+        if max(map(len, name.split(b"."))) > _NAME_BYTES:  # SET and RESET would cut it
+            changes.append(_set(name, b"NULL" if value is None else literal(value)))
+        elif value is None:
+            statements.append(b"RESET " + identifier(name))
+        elif name in _LISTS:
+            changes.append(_set(name, literal(value)))
+        else:
+            statements.append(b"SET " + identifier(name) + b"=" + literal(value))
     if changes:
         statements.append(b"SELECT " + b",".join(changes))
     for name in ROLES:
         if name in after and (changes_role or before.get(name) != after[name]):
             statements.append(b"SELECT " + _set(name, literal(after[name])))
-    if statements and TIMEOUT in before:
+    if statements and _SHORT.fullmatch(before.get(TIMEOUT, b"")):
         # It may be too short even for this; behind the first statement it is out of the way.
-        statements.insert(0, b"SET LOCAL statement_timeout = 0")
+        statements.insert(0, PATIENCE)
     return b";".join(statements)
 
 

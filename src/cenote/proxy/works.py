@@ -159,6 +159,7 @@ class Works:
         if await self._run(server, sql, timeout, rows) is None:
             with contextlib.suppress(ProtocolError):
                 told = answer(rows, touch.SETTINGS | touch.ROLE, True, self.target.user.encode())
+                self.pool.ways.clear()
                 self.pool.base_items = {
                     **(told.settings or {}),
                     **told.customs,
@@ -205,9 +206,9 @@ class Works:
         if not pool.machine.shelf.size():
             return False
         guest = Guest(pool, None, self.loop.create_future())
-        server = pool.borrow(guest)
+        server = guest.borrow()
         try:
-            if server is None or guest.holding:
+            if server is None:
                 if guest.declined is not None or await guest.there is not None:
                     return False
                 server = guest.server
@@ -474,10 +475,10 @@ async def parameters_for(pool: ProxyPool, settings: Any) -> dict[bytes, bytes]:
     :raises Declined: with the message that a client shall read
     """
     guest = Guest(pool, settings, asyncio.get_running_loop().create_future())
-    server = pool.borrow(guest)
+    server = guest.borrow()
     try:
         error = guest.declined
-        if error is None and (server is None or guest.holding):
+        if error is None and server is None:
             error = await guest.there
         if error is not None:
             raise Declined(error)
