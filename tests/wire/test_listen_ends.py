@@ -147,22 +147,33 @@ async def test_nobody_listens_for_a_client_that_has_left(three, end):
 @wire
 async def test_a_client_for_which_too_much_waits_is_closed_and_the_others_hear_on(three, monkeypatch, why):
     monkeypatch.setattr("cenote.proxy.ear.BACKLOG_BYTES", 2_000_000)
+    monkeypatch.setattr("cenote.proxy.listener.SLOW_S", 0.0)
     async with await three.client() as deaf, await three.client() as client, await direct(three.server) as other:
         await listening(three, client, "LISTEN a")
         await listening(three, deaf, "LISTEN a")
         if why == "is in a transaction":
             await tell(deaf, "BEGIN")
-        text = "SELECT pg_notify('a', n || repeat('x', 7000)) FROM generate_series(1, 3000) AS n"
-        told = 0
-        sending = asyncio.create_task(other.query(text))
-        while told < 3000:
-            told += len(heard(await client.until("A")))
-        await sending
+        text = "SELECT pg_notify('a', n || repeat('x', 7000)) FROM generate_series(1, 100) AS n"
+        for _ in range(20 if why == "is in a transaction" else 200):
+            await other.query(text)
+            assert len(await hear(client, 100)) == 100
         answer = await deaf.closed()
         assert error(answer)["C"] == "53400"
         assert "notifications" in error(answer)["M"]
         assert (heard(answer) == []) == (why == "is in a transaction")
         assert await pid_of(client)
+
+
+@wire
+async def test_who_reads_slowly_hears_everything(three):
+    """A burst of more than may wait for a client: the server keeps it until the client has read."""
+    async with await three.client() as client, await three.client() as second, await direct(three.server) as other:
+        await listening(three, client, "LISTEN a")
+        await listening(three, second, "LISTEN a")
+        text = "SELECT pg_notify('a', n || repeat('x', 7000)) FROM generate_series(1, 4000) AS n"
+        await other.query(text)
+        for told in await asyncio.gather(hear(client, 4000), hear(second, 4000)):
+            assert [payload.rstrip("x") for _, payload in told] == [str(number) for number in range(1, 4001)]
 
 
 # -- where it cannot be -------------------------------------------------------------------------------------------

@@ -910,6 +910,8 @@ class ClientSession(Named):
     def drained(self) -> None:
         if self.server is not None:
             self.server.unmute()
+        if self.ear is not None:
+            self.ear.drained()
 
     def notice_wait(self, now: float) -> None:
         """It has stood in line for long: say so, once."""

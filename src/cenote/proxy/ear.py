@@ -51,6 +51,7 @@ class Ear:
 
     channels: what it hears by the shared connection; coming: what is being handed over to that
     notes: what it is to hear when it rests, with the channel of each; b"": it is a notice of ours
+    deaf: it does not read, and the others do not wait for it any more
     mark: the last one set; b"": none since the server was asked
     parsed_at: the batch, by its connection and number, at whose beginning it was set
     doubtful: what a text may have unlistened before which no mark could be set; b"*": all
@@ -68,6 +69,7 @@ class Ear:
         self.coming: set[bytes] = set()
         self.notes: list[tuple[bytes, bytes]] = []
         self.notes_bytes = 0
+        self.deaf = False
         self.mark = b""
         self.parsed_at: tuple[Any, int] | None = None
         self.doubtful: set[bytes] = set()
@@ -112,6 +114,8 @@ class Ear:
         self.notes_bytes += len(frame)
         if self.at_rest():
             self.tell()
+        if self.client.stalled and not self.deaf:
+            self.listener.wait_for(self)
         self._maybe_too_much()
 
     def at_rest(self) -> bool:
@@ -135,6 +139,11 @@ class Ear:
             now = monotonic()
             if now >= self.again_at:
                 Return(self, client.server, now).begin()
+
+    def drained(self) -> None:
+        """It has read most of what was sent."""
+        self.deaf = False
+        self.listener.wait_no_longer(self)
 
     def tell(self) -> None:
         """Say what has waited."""

@@ -28,6 +28,8 @@ from cenote.wire import messages
 
 log = get_log("cenote.proxy.pool")
 
+#: How long all wait for a client that does not read.
+SLOW_S = 5.0
 _PAUSE_S = 1.0  # between two attempts to listen again; and how long others may stand in line before it gives way
 # A session that only hears is not idle for nothing, and has time; its tokens need not survive a crash.
 _SETUP = (
@@ -44,6 +46,7 @@ class Listener(Guest):
     encoding: the client encoding in which it hears; clients of another keep connections of their own
     crossing: by token, whose channels are being handed over
     waiting: clients that keep a connection of their own, because theirs could not be
+    slow: clients that read more slowly than notifications come, since when: nothing more is heard until they have
     early: what came before the clients were told of the gap
     missed: there is a gap they are to be told of: its reason
     gaps: how many there were; delivered: notifications passed to clients
@@ -60,6 +63,7 @@ class Listener(Guest):
         self.by_channel: dict[bytes, set[Ear]] = {}
         self.crossing: dict[bytes, Ear | Return] = {}
         self.waiting: set[Ear] = set()
+        self.slow: dict[Ear, float] = {}
         self.early: list[bytes] = []
         self.missed = ""
         self.gaps = 0
@@ -143,6 +147,7 @@ class Listener(Guest):
     def dismiss(self, ear: Ear) -> None:
         """A client listens to nothing any more, whatever was under way."""
         self.waiting.discard(ear)
+        self.wait_no_longer(ear)
         self.remove(ear, ear.channels | ear.coming)
         self.uncross(ear.token)
         if ear.returning is not None:
@@ -176,6 +181,17 @@ class Listener(Guest):
             ear.deliver(channel, frame)
         return False
 
+    def wait_for(self, ear: Ear) -> None:
+        """A client has enough to read. The server keeps the rest meanwhile."""
+        if self.server is not None:
+            self.slow.setdefault(ear, monotonic())
+            self.server.mute()
+
+    def wait_no_longer(self, ear: Ear) -> None:
+        """It has read, or is not waited for any more."""
+        if self.slow.pop(ear, None) is not None and not self.slow and self.server is not None:
+            self.server.unmute()
+
     def rested(self) -> None:
         """It has no transactions."""
 
@@ -191,6 +207,10 @@ class Listener(Guest):
             if reason:
                 self._give_back()
                 self._lost(reason)
+        for slow, since in list(self.slow.items()):
+            if now - since >= SLOW_S:
+                slow.deaf = True
+                self.wait_no_longer(slow)
         for ear in list(self.crossing.values()):
             if now - ear.since >= HANDOVER_S:
                 ear.give_up(AGAIN_S)
@@ -277,6 +297,7 @@ class Listener(Guest):
         self.live = False
         self.holding = False
         self.early.clear()
+        self.slow.clear()
         if self.server is not None or self.waiter is not None:
             self.pool.client_gone(self)
 
@@ -285,6 +306,7 @@ class Listener(Guest):
         self.live = False
         self.holding = False
         self.early.clear()
+        self.slow.clear()
         for ear in list(self.crossing.values()):
             ear.give_up(0.0)
         if self.by_channel:
