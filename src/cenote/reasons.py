@@ -133,7 +133,7 @@ TEXT: dict[str, dict[str, str]] = {
         "advisory_locks": "advisory locks of the session",
         "listen": "LISTEN: notifications go to the session",
         "held_cursors": "a cursor WITH HOLD",
-        "prepared_by_sql": "PREPARE, EXECUTE or DEALLOCATE by SQL",
+        "prepared_by_sql": "PREPARE by SQL in a form that cannot be repeated elsewhere, or of too many statements",
         "sequences": "nextval or setval, which currval and lastval answer from",
         "plans": "DISCARD PLANS",
         "process_state": "LOAD, the random seed, or what else nothing but closing undoes",

@@ -2,8 +2,9 @@
 
 import psycopg
 import pytest
-from proxy_kit import RunningProxy, wire
+from proxy_kit import RunningProxy, until, wire
 from scripts_BD import INT4, SYNC, again, bind, close, describe, execute, parse, query, run
+from state_kit import elsewhere, pinned
 
 from cenote.testing.wire import Message, RawClient, error, errors, kinds, rows, value
 
@@ -105,7 +106,7 @@ async def test_B18_sql_and_the_protocol_have_the_same_names(everywhere):
         query("PREPARE s AS SELECT 'by SQL'"),
         describe("s") + again("s") + SYNC,
         parse("s", "SELECT 'once more'") + SYNC,
-        query("SELECT name, from_sql FROM pg_prepared_statements ORDER BY name"),
+        query("SELECT name, from_sql FROM pg_prepared_statements WHERE name IN ('a', 's') ORDER BY name"),
         close("s") + SYNC,
         query("EXECUTE s"),
         again("a") + SYNC,
@@ -129,17 +130,73 @@ async def test_B18_prepare_by_sql_in_an_extended_batch_and_in_a_transaction(ever
 
 
 @wire
-async def test_B18_a_client_that_prepares_by_sql_keeps_its_connection_to_its_end(proxy_for, pg18):
+async def test_B18_what_a_client_prepares_by_sql_is_on_whatever_connection_it_has(proxy_for, pg18):
+    """And on none that somebody else has."""
     proxy = proxy_for(pg18, max_size=2)
     async with await proxy.client() as client, await proxy.client() as other:
         await client.query("PREPARE p AS " + PID)
         pid = value(await client.query("EXECUTE p"))
-        assert proxy.counts()["leased"] == 1
-        assert value(await other.query(PID)) != pid
-        assert value(await client.query("EXECUTE p")) == pid
-        await client.terminate()
         await proxy.reached(leased=0)
-        assert "E" in kinds(await other.query("EXECUTE p"))
+        assert error(await other.query("EXECUTE p"))["C"] == "26000"
+        async with elsewhere(proxy, client):
+            there = value(await client.query("EXECUTE p"))
+            assert there != pid
+        await other.query("PREPARE p AS SELECT 'other'")
+        assert value(await client.query("EXECUTE p")) in (pid, there)
+        assert value(await other.query("EXECUTE p")) == "other"
+        await client.send(again("p"), SYNC)
+        assert value(await client.until_ready()) in (pid, there)
+        assert "E" not in kinds(await client.query("DEALLOCATE p"))
+        assert error(await client.query("EXECUTE p"))["C"] == "26000"
+        assert value(await other.query("EXECUTE p")) == "other"
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("/* one */ PREPARE p AS SELECT 'it''s'; SELECT 2", "p"),
+        ("SELECT 1; PREPARE \"P q\" (int) AS SELECT 'it''s'::text WHERE $1 = 1", '"P q" (1)'),
+        ("BEGIN; PREPARE p AS SELECT 'it''s'; ROLLBACK", "p"),
+        ("prepare P as\n-- a comment\nselect $$it's$$", "p"),
+    ],
+)
+@wire
+async def test_B18_a_statement_prepared_among_others_is_carried_alone(proxy_for, pg18, text, name):
+    proxy = proxy_for(pg18, max_size=1)
+    async with await proxy.client() as client, await proxy.client() as other:
+        assert "E" not in kinds(await client.query(text))
+        await proxy.reached(leased=0)
+        for _ in range(2):
+            assert value(await other.query(PID))
+            assert value(await client.query(f"EXECUTE {name}")) == "it's"
+
+
+@wire
+async def test_B18_what_an_executed_statement_sets_is_its_clients(proxy_for, pg18):
+    """EXECUTE shows nothing of what it runs."""
+    proxy = proxy_for(pg18, max_size=1)
+    async with await proxy.client() as client, await proxy.client() as other:
+        await client.query("PREPARE p AS SELECT set_config('app.b18', 'mine', false), set_config($1, $2, false)")
+        assert "E" not in kinds(await client.query("EXECUTE p ('work_mem', '7MB')"))
+        assert "E" not in kinds(await client.query("EXECUTE p ('app.more', '8')"))
+        shown = "SELECT concat_ws('|', current_setting('app.b18', true), current_setting('work_mem'))"
+        assert value(await other.query(shown)) in ("4MB", "|4MB")
+        assert value(await client.query(shown)) == "mine|7MB"
+        assert value(await other.query("SELECT coalesce(current_setting('app.more', true), '')")) == ""
+        assert "E" not in kinds(await client.query("EXECUTE p ('app.' || 'computed', '9')"))
+        await until(lambda: pinned(proxy) == 1, "a computed name pins")
+
+
+@wire
+async def test_B18_a_statement_whose_table_is_gone_fails_for_its_client_alone(proxy_for, pg18, changing):
+    proxy = proxy_for(pg18, max_size=1)
+    async with await proxy.client() as client, await proxy.client() as other:
+        await client.query(f"PREPARE p AS SELECT * FROM {changing}")
+        await client.query("PREPARE q AS SELECT 'still'")
+        await other.query(f"DROP TABLE {changing}")
+        assert value(await other.query("SELECT 'fine'")) == "fine"
+        assert error(await client.query("EXECUTE p"))["C"] in ("26000", "42P01")
+        assert value(await client.query("EXECUTE q")) == "still"
 
 
 # -- B19 -----------------------------------------------------------------------------------------------------

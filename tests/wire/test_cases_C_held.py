@@ -398,13 +398,12 @@ async def test_C15_a_notification_that_comes_while_the_server_is_asked_is_the_cl
         assert told == [b"c15\0%d\0" % number for number in range(100)]
 
 
-@pytest.mark.xfail(strict=True, reason="PREPARE by SQL pins until the client leaves")
 @EXTENDED
 @wire
-async def test_C17_prepared_by_sql_stays_with_its_client_until_it_is_deallocated(single, extended):
+async def test_C17_prepared_by_sql_goes_with_its_client_until_it_is_deallocated(single, extended):
     async with await single.client(params={"DateStyle": "German"}) as client:
         for deallocate in ("DEALLOCATE c17", "DEALLOCATE ALL", "DISCARD ALL"):
-            await ties(single, client, "PREPARE c17 AS SELECT 17", extended=extended)
+            await frees(single, client, "PREPARE c17 AS SELECT 17", extended=extended)
             assert value(await client.query("EXECUTE c17")) == "17"
             await tell(
                 client, "SET DateStyle = 'SQL'", "SET work_mem = '5MB'", "RESET DateStyle", extended=extended
@@ -414,12 +413,11 @@ async def test_C17_prepared_by_sql_stays_with_its_client_until_it_is_deallocated
             assert error(await client.query("EXECUTE c17"))["C"] == "26000"
             await tell(client, "RESET work_mem")
             assert await shown(client, "DateStyle", "work_mem") == ["German, DMY", "4MB"]
-        await ties(single, client, "PREPARE c17 AS SELECT 17", extended=extended)
+        await frees(single, client, "PREPARE c17 AS SELECT 17", extended=extended)
         async with await left_clean(single, client) as other:
             assert error(await other.query("EXECUTE c17"))["C"] == "26000"
 
 
-@pytest.mark.xfail(strict=True, reason="PREPARE by SQL pins until the client leaves")
 @wire
 async def test_C17_names_by_sql_and_by_protocol_are_the_clients_own(single):
     async with await single.client() as client, await single.client() as other:

@@ -256,7 +256,7 @@ async def test_one_whose_names_are_its_own_gets_its_channels_back(three):
     async with await three.client() as client, await three.client() as other, await direct(three.server) as sender:
         await listening(three, client, "LISTEN a; LISTEN b")
         await listening(three, other, "LISTEN a")
-        await tell(client, "PREPARE p AS SELECT 1", "EXECUTE p")
+        await tell(client, "PREPARE p AS SELECT 1; DEALLOCATE p; PREPARE p AS SELECT 2", "EXECUTE p")
         await tell(sender, "NOTIFY a, 'one'")
         assert await hear(client) == [("a", "one")]
         await tell(client, "UNLISTEN a")

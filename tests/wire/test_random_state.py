@@ -145,8 +145,17 @@ MANY = said(
     "BEGIN; SET work_mem = '11MB'; ROLLBACK",
     "SELECT set_config('app.user', 'many', false); SELECT set_config('work_mem', '12MB', true)",
 )
+PREPARED = said(
+    "PREPARE p AS SELECT current_setting('work_mem'), 'one'",
+    "PREPARE p AS SELECT 'another'",
+    "PREPARE q (text) AS SELECT set_config('app.user', $1, false)",
+    "SELECT 1; PREPARE \"P\" AS SELECT 'it''s'; SELECT 2",
+    *("EXECUTE p", "EXECUTE p", "EXECUTE q ('me')", "EXECUTE q ('you')", 'EXECUTE "P"', "EXPLAIN EXECUTE p"),
+    *("DEALLOCATE p", "DEALLOCATE q", "DEALLOCATE ALL"),
+)
 LINES = st.one_of(
-    SETS, SETS, CONFIGS, RESETS, TRANSACTIONS, TRANSACTIONS, WHO, OTHERS, MANY, said(*PROBES), said(*PROBES)
+    *(SETS, SETS, CONFIGS, RESETS, TRANSACTIONS, TRANSACTIONS, WHO, OTHERS, MANY, PREPARED, PREPARED),
+    *(said(*PROBES), said(*PROBES)),
 )
 STARTUPS = st.fixed_dictionaries(
     {},

@@ -15,7 +15,7 @@ from typing import Any
 
 from cenote.errors import ProtocolError
 from cenote.proxy.naming import Named
-from cenote.proxy.prepared import HARMLESS, Reading, bound, may_copy, read
+from cenote.proxy.prepared import HARMLESS, Reading, bound, executed, may_copy, read
 from cenote.proxy.replies import BIND, CLOSE, DESCRIBE, EXECUTE, NONE, PARSE, QUERY, SYNC, UNNAMED_PARSE, Entry
 from cenote.proxy.server import ServerConnection
 from cenote.reasons import Pinned
@@ -54,8 +54,7 @@ _STOPPED = (b"s", b"i", b"u", b"d", b"w", b"b")
 _CHANGES = b"ud"  # how a plain text begins that runs triggers
 _FAILED = 0x45  # E, as a transaction status
 
-_PREPARED_BY_SQL, _STATEMENT_TOO_LONG, _FUNCTION_CALL = (
-    str(Pinned.PREPARED_BY_SQL),
+_STATEMENT_TOO_LONG, _FUNCTION_CALL = (
     str(Pinned.STATEMENT_TOO_LONG),
     str(Pinned.FUNCTION_CALL),
 )
@@ -292,7 +291,8 @@ class ClientSession(Named):
             return True
         if kind in (_COPY_DATA, _COPY_DONE, _COPY_FAIL, _FLUSH):
             return True  # outside of COPY a server ignores them
-        if kind == _CLOSE:
+        named = self.settings is not None and self.settings.prepared_names
+        if kind == _CLOSE and not (named and data[i + 5] == _STATEMENT and data[i + 6 : end - 1] in named):
             if data[i + 5] == _STATEMENT:
                 self.undefine_name(data[i + 6 : end - 1])
             self.write(messages.CLOSE_COMPLETE)
@@ -468,6 +468,8 @@ class ClientSession(Named):
             self.repeatable = False
             self._flush(data, start, i)
             start = i
+            if reading.touches & _PREPARED & ~reading.clears and not self._may_prepare(server, data, i):
+                return i
             if (
                 reading.ties
                 and not self.pin
@@ -664,6 +666,11 @@ class ClientSession(Named):
             self.builtin = self.builtin or reading.builtin
             if reading.customs:
                 self.customs = (self.customs or set()).union(reading.customs)
+            if touches & _PREPARED and self.settings is not None:
+                found, computed = executed(self.settings.prepared, self.text.partition(b"\0")[0])
+                self.customs = (self.customs or set()) | found
+                if computed:
+                    self.keep(server, self.pool.pin_reason(_UNKNOWN), _UNKNOWN)
             untold = reading.untold
             if reading.names_at:
                 # In a Query there are no parameters, and it fails.
@@ -736,10 +743,9 @@ class ClientSession(Named):
             self.copies = True  # what it prepared before is not looked at again
 
     def _may_prepare(self, server: ServerConnection, data: bytes, i: int) -> bool:
-        """PREPARE, EXECUTE or DEALLOCATE by SQL, which goes by the server's names. Whether the message may go on
-        now; if not, it is held until it is known what came of those before."""
-        self.keep(server, _PREPARED_BY_SQL, _PREPARED)
-        if self.raw:
+        """PREPARE, EXECUTE or DEALLOCATE by SQL, which goes by the server's names: they are made this client's.
+        Whether the message may go on now; if not, it is held until it is known what came of those before."""
+        if self.raw or server.taken_at == server.replies.sent:
             return True
         if server.replies.kind != _OWED_NONE:
             self._hold(data[i:] if i else data)
@@ -749,7 +755,8 @@ class ClientSession(Named):
             else:
                 self.order_asked = True
             return False
-        self.own_names(server)
+        self.take_names(server)
+        server.taken_at = server.replies.sent
         return True
 
     # -- a server connection comes and goes -------------------------------------------------------------------

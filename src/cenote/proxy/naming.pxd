@@ -4,7 +4,8 @@ from cenote.proxy.replies cimport Entry, ReplyQueue
 from cenote.proxy.roles cimport Borrower, Lender
 from cenote.proxy.server cimport ServerConnection
 
-cdef int _OWED_NONE, _OWED_NAMED_PARSE, _OWED_OWN_PARSE, _OWED_SYNTHETIC, _OWED_SYNTHETIC_CLOSE, _OWED_OWN_BRING, _FAILED
+cdef int _OWED_NONE, _OWED_NAMED_PARSE, _OWED_OWN_PARSE, _OWED_SYNTHETIC, _OWED_SYNTHETIC_CLOSE, _OWED_OWN_BRING, _OWED_CLOSE
+cdef int _FAILED, _PREPARED
 
 cdef class Named(Borrower):
     cdef public Lender pool

@@ -10,14 +10,17 @@ from __future__ import annotations
 from typing import Any
 
 from cenote.proxy.prepared import HARMLESS, Statement, read
-from cenote.proxy.replies import NAMED_PARSE, NONE, OWN_BRING, OWN_PARSE, SYNTHETIC, SYNTHETIC_CLOSE, Entry
+from cenote.proxy.replies import CLOSE, NAMED_PARSE, NONE, OWN_BRING, OWN_PARSE, SYNTHETIC, SYNTHETIC_CLOSE, Entry
 from cenote.proxy.roles import Borrower
 from cenote.proxy.server import ServerConnection
+from cenote.sql import touch
 from cenote.wire import messages
 
 # The same as C sees them.
 _OWED_NONE, _OWED_NAMED_PARSE, _OWED_OWN_PARSE = NONE, NAMED_PARSE, OWN_PARSE
 _OWED_SYNTHETIC, _OWED_SYNTHETIC_CLOSE, _OWED_OWN_BRING = SYNTHETIC, SYNTHETIC_CLOSE, OWN_BRING
+_OWED_CLOSE = CLOSE
+_PREPARED = touch.PREPARED
 _FAILED = 0x45  # E, as a transaction status
 
 
@@ -57,7 +60,9 @@ class Named(Borrower):
         statement.used = self.pool.tick
         self.statements[name] = statement
         there = server.known.get(statement)
-        if there is not None and server.status != _FAILED:
+        if self.settings is not None and name in self.settings.prepared_names:
+            pass  # it is taken, by SQL: the server shall say so
+        elif there is not None and server.status != _FAILED:
             if server.replies.kind == _OWED_NONE:
                 self.write(messages.PARSE_COMPLETE)
             else:
@@ -83,6 +88,8 @@ class Named(Borrower):
         split = data.find(b"\0", at, end)
         name = data[at:split]
         if split < 0 or (self.statements is not None and name in self.statements):
+            return False
+        if self.settings is not None and name in self.settings.prepared_names:
             return False
         statement = self.pool.known(self.settings, data[split + 1 : end])
         if statement is None:
@@ -176,6 +183,11 @@ class Named(Borrower):
     def close_name(self, server: ServerConnection, name: bytes) -> None:
         """Close of a statement: the client forgets it, the server keeps it for others."""
         statement = self.undefine_name(name)
+        if self.settings is not None and name in self.settings.prepared_names:
+            self.touched |= _PREPARED
+            server.write(messages.close_statement(name))
+            server.replies.expect(_OWED_CLOSE)
+            return
         if not name:
             server.unnamed = None
             server.unnamed_at = server.replies.sent

@@ -17,7 +17,7 @@ from cenote.proxy.listener import Listener
 from cenote.proxy.prepared import Statement, fingerprint_of, meaning
 from cenote.proxy.roles import Borrower, Lender
 from cenote.proxy.server import ServerConnection
-from cenote.proxy.settings import ROLES, Settings, Way, put_back, way
+from cenote.proxy.settings import ROLES, Settings, Way, preparing, put_back, way
 from cenote.proxy.state import HELD, Told
 from cenote.reasons import ADVICE, TEXT, Pinned, fatal_failure
 from cenote.sql import touch
@@ -43,6 +43,7 @@ _MAX_LEDGER = 1_000
 _AUDIT_EVERY = 1_000  # after the first time
 _MAX_STATEMENTS = 16_384
 _MAX_SETTINGS = 4_096
+_MAX_PREPARED_BY_SQL = 64  # of one client; one with more is pinned
 
 
 def _cost(slot: Slot, settings: Any) -> int:
@@ -161,6 +162,7 @@ class ProxyPool(Lender):
         server.answered = False
         server.failed = False
         server.unparsed = False
+        server.taken_at = -1
         if self.audits_all:
             server.audit = True
         if server.sequenced and self.minds_sequences:
@@ -269,12 +271,23 @@ class ProxyPool(Lender):
         if way is None:
             return False
         self.conversions += 1
-        if guards and way.query and not self.session_mode:
+        if client.settings is not None and client.settings.prepared:
+            self._free_names(server, client.settings)
+        if guards and way.query and not self.session_mode and not server.replies.open:
             server.convert_first(way.query, client.settings)
             return False
         client.holding = True
         Conversion(self, client, server, client.settings, way.sql).ask()
         return True
+
+    def _free_names(self, server: ServerConnection, settings: Settings) -> None:
+        """What these settings prepare by SQL is to have its names: others' statements have to go."""
+        for name in settings.prepared_names:
+            other = server.names.get(name)
+            if other is not None:
+                server.close_statement(other, name)
+        if server.replies.open:
+            server.sync()
 
     def _way(self, carried: Settings | None, wanted: Settings | None) -> Way | None:
         """How to get from the one to the other; None: they are the same. O(1) for what was needed before."""
@@ -313,6 +326,9 @@ class ProxyPool(Lender):
             if kinds & touch.PREPARED:
                 server.forget_all()
                 client.forget_statements()
+                if client.settings is not None and client.settings.prepared:
+                    client.settings = self.settings_of(client.settings.items)
+                    self.carry(server, client.settings)
             client.ties &= ~(kinds & touch.SEQUENCE)
             client.touched |= kinds & client.ties
             if kinds & touch.LISTEN and client.ear is not None:
@@ -324,7 +340,8 @@ class ProxyPool(Lender):
                 if not kinds & touch.ROLE:
                     roles = client.settings.roles() if client.settings is not None else ()
                     items = {name: value for name, value in items.items() if name not in ROLES} | dict(roles)
-                client.settings = self.settings_of(tuple(sorted(items.items())))
+                prepared = client.settings.prepared if client.settings is not None else ()
+                client.settings = self.settings_of(tuple(sorted(items.items())), prepared)
                 self.carry(server, client.settings)
                 if self.put_back(client, server, untold, kinds & touch.ROLE != 0):
                     return
@@ -394,9 +411,13 @@ class ProxyPool(Lender):
         if told.settings is not None or told.roles is not None or customs:
             self.note("settings", client.text)
             before = client.settings.items if client.settings is not None else ()
-            client.settings = self.settings_of(told.items(before, self.base_items, customs))
+            items = told.items(before, self.base_items, customs)
+            client.settings = self.settings_of(items, client.settings.prepared if client.settings else ())
             server.stain |= customs & told.customs.keys()
             self.carry(server, client.settings)
+        if told.prepared is not None and not self._learned_names(client, server, told):
+            client.keep(server, str(Pinned.PREPARED_BY_SQL), touch.UNKNOWN)
+            client.own_names(server)
         held = client.ties & ~(told.asked & HELD) | told.held
         if held & touch.LISTEN or (client.ear is not None and told.asked & touch.LISTEN):
             self.listener.settle(client, server, held)
@@ -423,6 +444,31 @@ class ProxyPool(Lender):
         borrower.server = server
         server.asked_at = 0.0
 
+    def _learned_names(self, client: Any, server: ServerConnection, told: Told) -> bool:
+        """The server has said which statements are prepared there. Whether they can be carried."""
+        had = dict(client.settings.prepared) if client.settings is not None else {}
+        prepared: dict[bytes, bytes] = {}
+        for name, text in (told.prepared or {}).items():
+            # What was carried here was prepared by us: its own text is known better.
+            alone = had[name] if text == had.get(name) else preparing(name, text)
+            if alone is None or len(prepared) >= _MAX_PREPARED_BY_SQL:
+                return False
+            prepared[name] = alone
+        if prepared != had:
+            self.note("carried: prepared", client.text)
+            items = client.settings.items if client.settings is not None else ()
+            client.settings = self.settings_of(items, tuple(sorted(prepared.items())))
+            self.carry(server, client.settings)
+        for name, statement in list(server.names.items()):
+            there = (told.named or {}).get(name)
+            if there is None:
+                server.forget(statement)
+                if client.statements is not None and client.statements.get(name) is statement:
+                    del client.statements[name]
+            elif there != statement.tail[: statement.tail.index(b"\0")]:
+                return False  # dropped by SQL, and another one prepared in its place
+        return True
+
     def unneeded(self, client: Borrower, server: ServerConnection) -> None:
         """A connection was granted to a client that has nothing to send."""
         self.settled(client, server)
@@ -443,16 +489,17 @@ class ProxyPool(Lender):
         statement = self.statements.get((settings.meaning if settings is not None else None, tail))
         return statement if statement is not None and statement.proved else None
 
-    def settings_of(self, key: Any) -> Settings | None:
-        """The one object for these startup parameters; None where there are none."""
-        if not key:
+    def settings_of(self, items: Any, prepared: Any = ()) -> Settings | None:
+        """The one object for these settings and statements prepared by SQL; None where there are none."""
+        if not (items or prepared):
             return None
+        key = (items, prepared)
         settings = self.settings.get(key)
         if settings is None:
             if len(self.settings) >= _MAX_SETTINGS:
                 self.settings.clear()
                 self.welcome.clear()
-            settings = Settings(key, meaning(key))
+            settings = Settings(items, meaning(items), prepared)
             self.settings[key] = settings
             self.reads_nothing = self.reads_nothing or settings.opaque
         return settings

@@ -8,6 +8,7 @@ whenever that is free there, so that most messages pass unchanged.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from cenote.proxy.state import CUSTOM_NAME, HELD
 from cenote.sql import touch
@@ -217,6 +218,26 @@ def bound(body: bytes, wanted: tuple[int, ...]) -> list[bytes] | None:
         return [values[number - 1].lower() for number in wanted]
     except (ValueError, IndexError):
         return None
+
+
+def executed(prepared: Iterable[tuple[bytes, bytes]], text: bytes) -> tuple[set[bytes], bool]:
+    """What custom settings a text may touch that executes some of these statements, prepared by SQL; and whether
+    it may touch others that nobody can tell. O(texts)"""
+    names: set[bytes] = set()
+    untold = False
+    for _, inner in prepared:
+        names.update(name.lower() for name in CUSTOM_NAME.findall(inner))
+        for call in _SET_CONFIG.finditer(inner):
+            # A name that is a parameter stands in the text that executes it, unless it is computed there.
+            untold = untold or (call[2] is None and (call[1] is None or _CONSTANTS.search(text) is None))
+    return names, untold
+
+
+_CONSTANT = rb"(?:'[^']*'|[\w.+-]+)\s*"
+_CONSTANTS = re.compile(
+    rb"\bexecute\s+(?:\"(?:[^\"]|\"\")+\"|\w+)\s*\(\s*" + _CONSTANT + rb"(?:,\s*" + _CONSTANT + rb")*\)\s*;?\s*$",
+    re.IGNORECASE,
+)
 
 
 def may_copy(text: bytes) -> bool:

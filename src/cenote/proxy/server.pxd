@@ -30,6 +30,7 @@ cdef class ServerConnection(Peer):
     cdef public dict known
     cdef public dict names
     cdef public object unnamed
+    cdef public long taken_at
     cdef public long named_at
     cdef public long unnamed_at
     cdef public bint copying

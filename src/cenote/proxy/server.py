@@ -108,6 +108,7 @@ class ServerConnection(Peer):
         self.known: dict[Statement, bytes] = {}
         self.names: dict[bytes, Statement] = {}
         self.unnamed: bytes | None = None
+        self.taken_at = -1  # the batch for which the names here were made its client's
         self.named_at = -1  # the batch in which the named statements changed last; and the unnamed one
         self.unnamed_at = -1
         self.copying = False

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from cenote.sql.lexer import split
 from cenote.wire import messages
 
 # Client encodings in which a byte below 128 may be the second half of a character: texts cannot be read.
@@ -32,6 +33,9 @@ _SHORT = re.compile(rb"\s*\d{1,3}\s*(?:ms|us)?\s*|.*us\s*|.*[.eExX].*")
 _LISTS = frozenset(b"search_path temp_tablespaces session_preload_libraries local_preload_libraries".split())
 
 
+Pairs = tuple[tuple[bytes, bytes], ...]
+
+
 class Settings:
     """What one kind of client wants beside the base state. Compared by identity: a pool makes one of each.
 
@@ -39,11 +43,14 @@ class Settings:
     customs: names of custom settings among them
     temporary: what is created may be created in the temporary schema
     meaning: the part of it that changes what a text means, None if none does
+    prepared: what it has prepared by SQL, names and texts
     opaque: in this client encoding texts cannot be read byte by byte
     """
 
-    def __init__(self, items: tuple[tuple[bytes, bytes], ...], meaning: object) -> None:
+    def __init__(self, items: Pairs, meaning: object, prepared: Pairs = ()) -> None:
         self.items = items
+        self.prepared = prepared
+        self.prepared_names = frozenset(name for name, _ in prepared)
         self.meaning = meaning
         encoding = dict(items).get(b"client_encoding", b"")
         self.temporary = b"pg_temp" in dict(items).get(b"search_path", b"")
@@ -55,7 +62,10 @@ class Settings:
         """What it costs to make a connection carry these: most, to stain it with one more name. O(settings)"""
         before = carried.items if carried is not None else ()
         needless = len(stain) if not self.customs else 0
-        return len(set(before) ^ set(self.items)) + 100 * len(self.customs - stain) + 10 * needless
+        texts = set(carried.prepared if carried is not None else ()) ^ set(self.prepared)
+        return (
+            len(set(before) ^ set(self.items)) + 5 * len(texts) + 100 * len(self.customs - stain) + 10 * needless
+        )
 
     def roles(self) -> list[tuple[bytes, bytes]]:
         """Its role and session authorization, if they are not the log-in's own."""
@@ -131,10 +141,43 @@ def conversion(carried: Settings | None, wanted: Settings | None, base: dict[byt
     for name in ROLES:
         if name in after and (changes_role or before.get(name) != after[name]):
             statements.append(b"SELECT " + _set(name, literal(after[name])))
+    statements += _preparations(carried, wanted)
     if statements and _SHORT.fullmatch(before.get(TIMEOUT, b"")):
         # It may be too short even for this; behind the first statement it is out of the way.
         statements.insert(0, PATIENCE)
     return b";".join(statements)
+
+
+def _preparations(carried: Settings | None, wanted: Settings | None) -> list[bytes]:
+    """What makes the statements prepared by SQL those of the other. One that cannot be prepared any more (its
+    table is gone) is left out: whoever executes it hears that it is not there."""
+    before = dict(carried.prepared) if carried is not None else {}
+    after = dict(wanted.prepared) if wanted is not None else {}
+    texts = [b"DEALLOCATE " + identifier_of(name) for name in before if before[name] != after.get(name)]
+    texts += [text for name, text in after.items() if before.get(name) != text]
+    return [
+        b"DO $cenote$BEGIN EXECUTE " + literal(text) + b";EXCEPTION WHEN OTHERS THEN NULL;END$cenote$"
+        for text in texts
+    ]
+
+
+def preparing(name: bytes, text: bytes) -> bytes | None:
+    """Of a text that has prepared `name` by SQL, the one statement that did it; None: it cannot be told."""
+    latin = text.decode("latin-1")
+    spans = split(latin)
+    found = []
+    for start, end in spans:
+        match = _PREPARE.match(latin, start, end)
+        if match is not None:
+            said = match[1]
+            said = said[1:-1].replace('""', '"') if said[:1] == '"' else said.lower()
+            if said.encode("latin-1") == name:
+                found.append(latin[start:end].encode("latin-1"))
+    return found[0] if len(found) == 1 and len(text) <= _MAX_PREPARED_BYTES else None
+
+
+_PREPARE = re.compile(r'prepare\s+("(?:[^"]|"")+"|[A-Za-z_][\w$]*)', re.IGNORECASE | re.ASCII)
+_MAX_PREPARED_BYTES = 65_536
 
 
 def put_back(items: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -158,6 +201,11 @@ def _set(name: bytes, value: bytes) -> bytes:
 def identifier(name: bytes) -> bytes:
     """A setting's name, quoted part by part: `app.tenant` is two."""
     return b".".join(b'"' + part.replace(b'"', b'""') + b'"' for part in name.split(b"."))
+
+
+def identifier_of(name: bytes) -> bytes:
+    """A name, quoted."""
+    return b'"' + name.replace(b'"', b'""') + b'"'
 
 
 def literal(value: bytes) -> bytes:

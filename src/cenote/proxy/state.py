@@ -35,11 +35,10 @@ _HELD = {
     b" AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid())",
     touch.LISTEN: b"EXISTS (SELECT FROM pg_catalog.pg_listening_channels())",
     touch.CURSOR: b"EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable)",
-    touch.PREPARED: b"EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql)",
 }
-HELD = touch.TEMP | touch.ADVISORY | touch.LISTEN | touch.CURSOR | touch.PREPARED
+HELD = touch.TEMP | touch.ADVISORY | touch.LISTEN | touch.CURSOR
 #: What the question can find out. UNKNOWN is all of it.
-TOLD = touch.SETTINGS | touch.ROLE | HELD
+TOLD = touch.SETTINGS | touch.ROLE | touch.PREPARED | HELD
 
 #: What looks like the name of a custom setting, in a text or in a parameter.
 CUSTOM_NAME = re.compile(rb"[A-Za-z_][\w$]*(?:\.[A-Za-z_][\w$]*)+", re.ASCII)
@@ -71,6 +70,8 @@ class Told:
     settings: by name, those that are set in the session; None: it was not asked for them
     customs: by name, the custom ones asked for that have a value
     roles: role and session authorization, where they are not the session's own; None: not asked
+    prepared: by name, what was prepared by SQL: the text that did it; None: not asked
+    named: by name, what was prepared by the protocol; None: not asked
     held: flags of what is there and cannot be carried; asked: flags of what was asked about
     """
 
@@ -78,6 +79,8 @@ class Told:
         self.settings: dict[bytes, bytes] | None = None
         self.customs: dict[bytes, bytes] = {}
         self.roles: dict[bytes, bytes] | None = None
+        self.prepared: dict[bytes, bytes] | None = None
+        self.named: dict[bytes, bytes] | None = None
         self.held = 0
         self.asked = 0
 
@@ -103,7 +106,7 @@ class Told:
         return tuple(sorted(item for item in found.items() if base.get(item[0]) != item[1]))
 
 
-def differences(carried: Settings | None, found: Items, base: dict[bytes, bytes], held: int) -> list[str]:
+def differences(carried: Settings | None, found: Items, base: dict[bytes, bytes], told: Told) -> list[str]:
     """How a session differs from what it is taken for, in words.
 
     What a client asked for in its own words (`datestyle=iso`) the server says in its own; the first time it is
@@ -120,7 +123,10 @@ def differences(carried: Settings | None, found: Items, base: dict[bytes, bytes]
         if renamed and carried is not None and carried.canonical.setdefault(name, got or b"") == got:
             continue
         words.append(f"{name.decode('utf-8', 'replace')} is {_shown(got)}, taken for {_shown(wanted)}")
-    words += [word for flag, word in touch.WORDS.items() if held & flag]
+    # One that could not be prepared here is no one else's.
+    mine = dict(carried.prepared) if carried is not None else {}
+    words += [f"prepared statement {_shown(name)}" for name in sorted(told.prepared or ()) if name not in mine]
+    words += [word for flag, word in touch.WORDS.items() if told.held & flag]
     return words
 
 
@@ -128,11 +134,12 @@ def _shown(value: bytes | None) -> str:
     return "unset" if value is None else repr(value.decode("utf-8", "replace"))
 
 
-def question(touches: int, builtin: bool, customs: Iterable[bytes]) -> bytes:
+def question(touches: int, builtin: bool, customs: Iterable[bytes], audit: bool = False) -> bytes:
     """The SQL that asks what has become of what was touched.
 
     :param builtin: settings that have no dot in their names may be among it
     :param customs: names of custom settings to ask for
+    :param audit: no client of its own waits for the answer
     """
     if touches & touch.UNKNOWN:
         touches |= TOLD
@@ -151,6 +158,17 @@ def question(touches: int, builtin: bool, customs: Iterable[bytes]) -> bytes:
         b"SELECT 'c', %s, %s" % (quoted, _VALUE % (b"pg_catalog.current_setting(%s, true)" % quoted))
         for quoted in map(literal, sorted(customs))
     ]
+    if touches & touch.PREPARED:
+        # By the protocol there may be thousands: an audit does not ask for them.
+        whose = b" WHERE from_sql" if audit else b""
+        parts.append(
+            b"SELECT CASE WHEN from_sql THEN 'p' ELSE 'n' END, "
+            + _VALUE % b"name"
+            + b", "
+            + _VALUE % b"statement"
+            + b" FROM pg_catalog.pg_prepared_statements"
+            + whose
+        )
     parts += [b"SELECT 'h', '%d', '' WHERE %s" % (flag, sql) for flag, sql in _HELD.items() if touches & flag]
     return b" UNION ALL ".join(parts) or b";"
 
@@ -181,6 +199,8 @@ def answer(rows: Iterable[bytes], touches: int, builtin: bool, user: bytes) -> T
         told.settings = {}
     if told.asked & touch.ROLE:
         told.roles = {}
+    if told.asked & touch.PREPARED:
+        told.prepared, told.named = {}, {}
     timeout = None
     for row in rows:
         values = messages.values(row)
@@ -194,6 +214,10 @@ def answer(rows: Iterable[bytes], touches: int, builtin: bool, user: bytes) -> T
             told.customs[name or b""] = value
         elif kind == b"r" and told.roles is not None and value != (b"none" if name == b"role" else user):
             told.roles[name or b""] = value or b""
+        elif kind == b"p" and told.prepared is not None:
+            told.prepared[_bytes(name) or b""] = value or b""
+        elif kind == b"n" and told.named is not None:
+            told.named[_bytes(name) or b""] = value or b""
         elif kind == b"h":
             told.held |= int(name or b"0")
         elif kind == b"t":

@@ -307,7 +307,7 @@ class Works:
             await self._find_customs(server, deadline)
         rows: list[bytes] = []
         customs = pool.customs | server.stain
-        sql = question(touch.UNKNOWN, True, customs)
+        sql = question(touch.UNKNOWN, True, customs, audit=True)
         if server.settings is not None and any(name == TIMEOUT for name, _ in server.settings.items):
             sql = patient(sql)
         if await self._run(server, sql, max(0.1, deadline - monotonic()), rows) is not None:
@@ -317,7 +317,7 @@ class Works:
         except ProtocolError:
             return False
         pool.audits_done += 1
-        found = differences(server.settings, told.items((), pool.base_items, customs), pool.base_items, told.held)
+        found = differences(server.settings, told.items((), pool.base_items, customs), pool.base_items, told)
         if not found:
             return True
         pool.incidents += 1
