@@ -77,6 +77,32 @@ CHANGES = {
         ["LISTEN a", "LISTEN b", "BEGIN", "SAVEPOINT s", "UNLISTEN a", "ROLLBACK TO s", "UNLISTEN b", "COMMIT"],
         "a",
     ),
+    "two of three": (["LISTEN a; LISTEN b; LISTEN c", "BEGIN", "UNLISTEN a", "UNLISTEN b", "COMMIT"], "c"),
+    "two, one rolled back": (
+        [
+            "LISTEN a; LISTEN b; LISTEN c",
+            "BEGIN",
+            "UNLISTEN a",
+            "SAVEPOINT s",
+            "UNLISTEN b",
+            "ROLLBACK TO s",
+            "END",
+        ],
+        "bc",
+    ),
+    "two, the other rolled back": (
+        [
+            "LISTEN a; LISTEN b",
+            "BEGIN",
+            "SAVEPOINT s",
+            "UNLISTEN a",
+            "ROLLBACK TO s",
+            "UNLISTEN b",
+            "LISTEN c",
+            "END",
+        ],
+        "ac",
+    ),
     "and again": (["LISTEN a", "BEGIN", "UNLISTEN a", "LISTEN a", "COMMIT"], "a"),
     "failed": (["LISTEN a", "BEGIN", "UNLISTEN a", "SELECT 1/0", "COMMIT"], "a"),
     "in one text": (["LISTEN a", "BEGIN; UNLISTEN a; LISTEN b; COMMIT"], "b"),
@@ -257,6 +283,8 @@ async def test_what_is_listened_to_is_the_same_as_at_the_server_whatever_is_said
     chance = random.Random(seed)
     async with await three.client() as client, await three.client() as busy, await direct(three.server) as own:
         await tell(busy, "LISTEN a")
+        for one in (client, own):
+            await tell(one, "LISTEN a; LISTEN b; LISTEN c; LISTEN d")
         for text in texts_at_random(chance):
             for one in (client, own):
                 await one.send(run(text) + SYNC if extended and ";" not in text else query(text))
@@ -288,6 +316,25 @@ async def test_an_unlisten_in_the_middle_of_a_batch_counts_if_the_batch_does(pai
         await client.trace(3)
         await client.query("SELECT 1")
         assert channels(pair) == ["b", "c"]
+
+
+@wire
+async def test_an_unlisten_in_the_middle_of_a_batch_is_undone_with_its_transaction(pair):
+    async with await pair.client() as client:
+        await listening(pair, client, "LISTEN a; LISTEN b; LISTEN c; LISTEN d")
+        for unlisten, ends, left in (
+            ("UNLISTEN a", ["ROLLBACK"], "abcd"),
+            ("UNLISTEN a", ["COMMIT"], "bcd"),
+            ("UNLISTEN b", ["SAVEPOINT s", "UNLISTEN c", "ROLLBACK TO s", "COMMIT"], "cd"),
+            ("UNLISTEN *", ["SELECT 1/0", "COMMIT"], "cd"),
+            ("UNLISTEN *", ["LISTEN e", "COMMIT"], "e"),
+        ):
+            await client.send(run("BEGIN") + run(unlisten) + SYNC)
+            await client.until_ready()
+            for text in ends:
+                await client.query(text)
+            await client.query("SELECT 1")
+            assert channels(pair) == list(left)
 
 
 @pytest.mark.xfail(strict=True, reason="nothing can be put into the middle of a batch")

@@ -10,10 +10,7 @@ server is asked for the channels, which are then handed over, exactly, by a toke
 The server has one queue for all, so the token stands at the same place of both streams. Before it the client hears
 its own connection, behind it the shared one: everything once, in order.
 
-UNLISTEN of what is listened to elsewhere would do nothing. So before a text that may UNLISTEN, what the client has
-is listened to anew on its own connection, in the same transaction if one is open, together with a mark: a setting
-that a roll-back takes back along with the rest. If the mark is there afterwards, the server's answer is the whole
-truth; if not, nothing was taken away.
+What an UNLISTEN of such a client does is in `marks.py`.
 
 Source: PostgreSQL documentation, "NOTIFY"; the order of the queue is that of the commits (async.c).
 """
@@ -26,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 from cenote.errors import ProtocolError
 from cenote.proxy.asking import timed_out
 from cenote.proxy.channels import channel_of, listening, quoted
+from cenote.proxy.marks import Marks
 from cenote.proxy.returning import Return
-from cenote.proxy.settings import PATIENCE, literal
+from cenote.proxy.settings import PATIENCE
 from cenote.reasons import Pinned
 from cenote.sql import touch
-from cenote.wire import messages
 
 if TYPE_CHECKING:
     from cenote.proxy.listener import Listener
@@ -52,9 +49,7 @@ class Ear:
     channels: what it hears by the shared connection; coming: what is being handed over to that
     notes: what it is to hear when it rests, with the channel of each; b"": it is a notice of ours
     deaf: it does not read, and the others do not wait for it any more
-    mark: the last one set; b"": none since the server was asked
-    parsed_at: the batch, by its connection and number, at whose beginning it was set
-    doubtful: what a text may have unlistened before which no mark could be set; b"*": all
+    marks: what says whether an UNLISTEN took effect
     kept_for_us: it keeps its connection only while its channels are handed over
     held: what else it keeps it for
     again_at: it is let alone until then
@@ -70,9 +65,7 @@ class Ear:
         self.notes: list[tuple[bytes, bytes]] = []
         self.notes_bytes = 0
         self.deaf = False
-        self.mark = b""
-        self.parsed_at: tuple[Any, int] | None = None
-        self.doubtful: set[bytes] = set()
+        self.marks = Marks(listener.word)
         self.rows: list[bytes] = []
         self.token = b""
         self.here = self.there = False
@@ -183,21 +176,17 @@ class Ear:
             return  # it clears all, if it succeeds
         self.client.touched |= touch.LISTEN
         self.beware(server, reading)
-        self.parsed_at = (server, replies.sent)
+        self.marks.parsed(server)
 
     def beware(self, server: Any, reading: Any) -> None:
         """A text is about to run that may UNLISTEN."""
-        replies = server.replies
-        if not self.channels or self.parsed_at == (server, replies.sent):
-            return
-        if replies.open and not replies.ends():
-            self.doubtful.update(reading.unlistens)
-            return
-        self.mark = self.listener.new_token()
-        sql = b"SELECT pg_catalog.set_config(%s,%s,false);" % (self.listener.setting, literal(self.mark))
-        if server.status == _IDLE and replies.kind == 0:
-            sql = _PATIENT + sql  # in a transaction it would be the client's, too
-        server.inject(sql + self.listening_anew(server), None)
+        if self.channels:
+            self.marks.before(server, reading, self.listener.new_token(), self.listening_anew(server))
+
+    def in_transaction(self, server: Any) -> None:
+        """A batch was answered, and a transaction is open."""
+        if self.channels:
+            self.marks.behind(server, self.listener.new_token())
 
     def listening_anew(self, server: Any) -> bytes:
         """The SQL that listens, there, to all that the shared connection brings."""
@@ -246,10 +235,7 @@ class Ear:
         self.tries += 1
         self.rows.clear()
         self.token = self.listener.new_token() if self.listener.live else b""
-        sql = _PATIENT + (
-            b"SELECT 'c', c FROM pg_catalog.pg_listening_channels() AS c"
-            b" UNION ALL SELECT 'm', pg_catalog.current_setting(%s, true)" % self.listener.setting
-        )
+        sql = _PATIENT + self.marks.question()
         server.inject(sql + (b";" + listening((self.token,)) if self.token else b""), self._told, self.rows)
 
     def _told(self, error: bytes | None) -> None:
@@ -261,17 +247,12 @@ class Ear:
             self._ask(server)
             return
         try:
-            own, marked = self._read() if error is None else (None, False)
+            if error is not None:
+                raise ProtocolError("the server does not say what the client listens to")
+            after = self.marks.answer(self.rows, self.channels, self.listener.prefix, server.failed)
         except ProtocolError:
-            own = None
-        if own is None:
             self._stay(server)
             return
-        after = own if marked or not self.channels else self.channels | own
-        if self.doubtful and not server.failed:
-            after = own if b"*" in self.doubtful else after - (self.doubtful - own)
-        self.doubtful.clear()
-        self.mark = b""
         self.lose(self.channels - after)
         added = after - self.channels
         if not added:
@@ -287,20 +268,6 @@ class Ear:
             client.go_on()
         else:
             self._stay(server)
-
-    def _read(self) -> tuple[set[bytes], bool]:
-        own: set[bytes] = set()
-        marked = False
-        for row in self.rows:
-            values = messages.values(row)
-            if len(values) != 2:
-                raise ProtocolError("the answer to a question about channels has not two columns")
-            kind, value = values
-            if kind == b"m":
-                marked = bool(self.mark) and value == self.mark
-            elif value is not None and not value.startswith(self.listener.prefix):
-                own.add(value)
-        return own, marked
 
     def crossed(self) -> None:
         """The token has come by the shared connection."""
@@ -321,8 +288,7 @@ class Ear:
         """The shared connection has everything: listen to nothing on the client's own."""
         self.leaving = True
         self.tries += 1
-        reset = b";SELECT pg_catalog.set_config(%s,'',false)" % self.listener.setting
-        server.inject(_PATIENT + b"UNLISTEN *" + reset, self._left)
+        server.inject(_PATIENT + b"UNLISTEN *;" + self.marks.reset(), self._left)
 
     def _left(self, error: bytes | None) -> None:
         client, server = self.client, self.client.server

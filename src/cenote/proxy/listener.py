@@ -21,7 +21,6 @@ from cenote.proxy.channels import channel_of, listening, quoted
 from cenote.proxy.ear import AGAIN_S, HANDOVER_S, Ear
 from cenote.proxy.log import get_log
 from cenote.proxy.returning import Return
-from cenote.proxy.settings import literal
 from cenote.reasons import TEXT, Closed
 from cenote.sql import touch
 from cenote.wire import messages
@@ -50,7 +49,7 @@ class Listener(Guest):
     early: what came before the clients were told of the gap
     missed: there is a gap they are to be told of: its reason
     gaps: how many there were; delivered: notifications passed to clients
-    prefix: of all our tokens, which no client sees; setting: where `ear.py` sets its mark
+    word: in all the names that are ours; prefix: of our tokens, which no client sees
     """
 
     def __init__(self, pool: Any) -> None:
@@ -70,9 +69,8 @@ class Listener(Guest):
         self.delivered = 0
         self.tried_at = 0.0
         self.tokens = 0
-        word = secrets.token_hex(8)
-        self.prefix = b"cenote:" + word.encode() + b":"
-        self.setting = literal(b"cenote.m" + word.encode())
+        self.word = b"m" + secrets.token_hex(8).encode()
+        self.prefix = b"cenote:" + self.word + b":"
 
     # -- clients ----------------------------------------------------------------------------------------------
 

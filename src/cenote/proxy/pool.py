@@ -218,6 +218,8 @@ class ProxyPool(Lender):
             self.errors += server.failed
             server.asked_at = 0.0
             client.since = now
+        if client.ear is not None:
+            client.ear.in_transaction(server)
         if self.statement_mode:
             client.fail("08P01", "cenote: transactions are not possible in statement mode")
 
