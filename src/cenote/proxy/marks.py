@@ -5,8 +5,8 @@ has is listened to anew on its own connection, in the same transaction if one is
 setting that a roll-back takes back along with the rest, savepoints included. If the mark is there afterwards, the
 channels that the server tells of are the whole truth; if not, nothing was taken away.
 
-Nothing can be put into the middle of a batch. What it may have unlistened is noted by name, and marked behind it if
-a transaction is open then. It decides nothing else.
+Nothing can be put into the middle of a batch. What it may have unlistened is noted by name, and marked behind it
+if a transaction is open then. It decides nothing else.
 """
 
 from __future__ import annotations
