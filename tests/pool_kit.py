@@ -240,8 +240,8 @@ class Api:
     async def wait_ready(self, timeout: float = 10.0) -> None:
         await self.call("wait_ready", timeout)
 
-    async def acquire(self, timeout: float | None = None) -> Any:
-        return await self.call("acquire", timeout)
+    async def acquire(self, timeout: float | None = None, **named: Any) -> Any:
+        return await self.call("acquire", timeout, **named)
 
     async def release(self, conn: Any) -> None:
         await self.call("release", conn)
@@ -267,11 +267,11 @@ class Api:
     async def fetch_value(self, sql: Any, params: Any = None, **named: Any) -> Any:
         return await self.call("fetch_value", sql, params, **named)
 
-    def connection(self, timeout: float | None = None) -> Any:
-        return self._block(self.raw.connection(timeout))
+    def connection(self, timeout: float | None = None, **named: Any) -> Any:
+        return self._block(self.raw.connection(timeout, **named))
 
-    def transaction(self, timeout: float | None = None) -> Any:
-        return self._block(self.raw.transaction(timeout))
+    def transaction(self, timeout: float | None = None, **named: Any) -> Any:
+        return self._block(self.raw.transaction(timeout, **named))
 
     @contextlib.asynccontextmanager
     async def _block(self, block: Any) -> AsyncIterator[Any]:

@@ -353,6 +353,43 @@ def test_a_ping_at_the_door_can_be_cancelled_and_its_answer_reaches_nobody() -> 
     assert every_schedule(scenario)["cancelled"]
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_conversion_can_be_cancelled_and_nobody_has_settings_he_did_not_ask_for(fails: bool) -> None:
+    async def scenario(play: Play) -> None:
+        driver = AsyncScriptedDriver()
+        driver.always("reset", delay=0.01)
+        pool = await _world(play, driver, min_size=1)
+        if fails:
+            driver.next("convert", error=ScriptedError("unrecognized configuration parameter", "42704"))
+            driver.next("convert", breaks=True, error=ScriptedError("server closed the connection"))
+
+        async def tenant(name: str, wanted: str | None) -> None:
+            settings = None if wanted is None else {"app.tenant": wanted}
+            async with pool.connection(settings=settings) as conn:
+                _carries(conn, wanted)
+                assert await conn.execute("select", name) == name
+                _carries(conn, wanted)
+
+        play.party("first", tenant("first", "a"))
+        play.party("second", tenant("second", "b"))
+        play.party("third", tenant("third", None))
+        play.party("fourth", tenant("fourth", "b"))
+        await play.go()
+        assert driver.count("convert")
+        await _all_is_well(pool, driver, play, *([ScriptedError] if fails else []))
+
+    seen = every_schedule(scenario, deviations=1)
+    assert seen["cancelled"]
+    assert seen["done"]
+
+
+def _carries(conn: Any, tenant: str | None) -> None:
+    """What the server was told last, and nothing after it was undone."""
+    told = conn.conversions[-1] if conn.conversions else "'app.tenant',NULL"
+    value = f"'{tenant}'" if tenant is not None else "NULL"
+    assert f"'app.tenant',{value}" in told
+
+
 def test_a_ping_at_the_door_that_fails_costs_a_retry_and_no_slot() -> None:
     async def scenario(play: Play) -> None:
         driver = AsyncScriptedDriver()

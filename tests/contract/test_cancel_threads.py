@@ -150,6 +150,32 @@ def test_an_interrupt_anywhere_in_a_block_that_touched_its_session_loses_nothing
     assert _every_moment(lambda _: work, check) > 10
 
 
+@pytest.mark.parametrize("how", ["equal", "other"])
+def test_an_interrupt_anywhere_in_a_lease_with_settings_loses_nothing_and_leaves_none(how: str) -> None:
+    driver = ScriptedDriver()
+    pool = _pool(driver)
+
+    def make(moment: int) -> Callable[[], None]:
+        if how == "equal":
+            pool.release(pool.acquire(2, settings={"app.tenant": "a"}))
+
+        def work() -> None:
+            with pool.connection(settings={"app.tenant": "a"}) as conn:
+                assert "'app.tenant','a'" in conn.conversions[-1]
+                conn.execute("select 1")
+
+        return work
+
+    def check() -> None:
+        wait_until(lambda: pool.stats().idle == 1 or pool.stats().size == 0, timeout=2)
+        with pool.connection() as conn:
+            assert not conn.conversions or "'app.tenant',NULL" in conn.conversions[-1]
+        _all_is_well(pool, driver)
+
+    assert _every_moment(make, check) > 10
+    pool.close()
+
+
 def test_an_interrupt_anywhere_while_in_line_loses_neither_place_nor_grant() -> None:
     driver = ScriptedDriver()
     with _pool(driver) as pool:

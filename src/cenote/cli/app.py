@@ -8,9 +8,12 @@ import typer
 from cenote._build import is_compiled
 from cenote._version import __version__
 from cenote.cli.check_config import check_config
+from cenote.cli.cost import cost
 from cenote.cli.demo import demo
 from cenote.cli.options import options
 from cenote.cli.serve import serve
+from cenote.cli.size import size
+from cenote.cli.storm import storm
 
 _HELP = """A connection pool for PostgreSQL.
 
@@ -32,6 +35,18 @@ For any driver in any language, as a daemon before the server (without a URL: a 
 See what that changes, on a private server, in under a minute:
 
     cenote demo
+
+Take a connection to your server apart, phase by phase, and see what a pool would save:
+
+    cenote cost postgresql://...
+
+Measure how many connections serve your queries best (without a URL: on a private server):
+
+    cenote size postgresql://... --sql "SELECT ..."
+
+See what happens when thousands of clients arrive at once (simulated; no server needed):
+
+    cenote storm thousand-functions
 """
 
 app = typer.Typer(
@@ -44,7 +59,10 @@ app = typer.Typer(
 app.command()(serve)
 app.command("check-config")(check_config)
 app.command()(demo)
+app.command()(cost)
 app.command()(options)
+app.command()(size)
+app.command()(storm)
 
 
 def _version(asked: bool) -> None:

@@ -213,7 +213,9 @@ class Budget:
         for share in entitled:
             if share.machine in self.hungry:
                 self._take(share, promised, now, touched)
-        for share in others:
+        # A thousand hungry pools that each look through a thousand others take half a second: only if it can help.
+        rested = [slot.since <= now - GRACE_S for m in self.shares if (slot := m.shelf.oldest()) is not None]
+        for share in others if any(rested) else ():
             if share.machine in self.hungry:
                 self._take_idle(share, self._rivals(share), 1, now - GRACE_S, touched)
         return list(touched)
@@ -310,6 +312,8 @@ class Budget:
         used = min(wanted, promised[full])
         promised[full] -= used
         wanted -= used
+        if wanted <= 0:
+            return
         wanted -= self._take_idle(share, rivals, wanted, now, touched)
         self._take_richest(rivals, wanted, touched)
 

@@ -10,6 +10,8 @@ cdef class Shelf:
     cpdef Py_ssize_t size(self)
     @cython.locals(ring=Ring)
     cpdef Slot best(self, object settings)
+    @cython.locals(ring=Ring, slot=Slot, cheapest=Slot)
+    cdef Slot _cheapest(self, object settings)
     cpdef Slot oldest(self)
     cpdef list slots(self)
     @cython.locals(ring=Ring, older=Slot)

@@ -42,10 +42,18 @@ class Shelf:
         if len(self.rings) == 1 or (self.bare.last is not None and (self.cost is None or settings is None)):
             return self.bare.last  # type: ignore[no-any-return]
         if self.cost is not None:
-            cost = self.cost
-            slots = [ring.last for ring in self.rings.values() if ring.size]
-            return min(slots, key=lambda slot: (cost(slot, settings), -slot.since), default=None)
+            return self._cheapest(settings)
         return max([ring.last for ring in self.rings.values() if ring.size], key=_since)  # type: ignore[no-any-return]
+
+    def _cheapest(self, settings: object) -> Slot | None:
+        cheapest, least = None, NEVER
+        for ring in self.rings.values():
+            slot = ring.last
+            if slot is not None and self.cost is not None:
+                cost = self.cost(slot, settings)
+                if cost < least or (cost == least and cheapest is not None and slot.since > cheapest.since):
+                    cheapest, least = slot, cost
+        return cheapest
 
     def oldest(self) -> Slot | None:
         """The slot that has been idle for longest. O(number of distinct settings on the shelf)."""

@@ -43,6 +43,7 @@ class PoolStats:
     in_query_s, idle_while_held_s: how leases that ended spent their time
     would_shed: callers CoDel would have refused (mode "shadow")
     epoch: how often everything older was declared stale
+    conversions: connections of an in-process pool made to carry other settings for a borrower
     """
 
     name: str
@@ -68,9 +69,10 @@ class PoolStats:
     wait: Distribution
     hold: Distribution
     connect: Distribution
+    conversions: int = 0
 
 
-def snapshot(name: str, machine: Machine, in_query_s: float) -> PoolStats:
+def snapshot(name: str, machine: Machine, in_query_s: float, conversions: int = 0) -> PoolStats:
     """The figures of `machine`. Called with the lock held."""
     immediate = machine.acquired - machine.waits.count()
     hold = Distribution.of(machine.holds)
@@ -98,6 +100,7 @@ def snapshot(name: str, machine: Machine, in_query_s: float) -> PoolStats:
         wait=Distribution.of(machine.waits, at_zero=immediate),
         hold=hold,
         connect=Distribution.of(machine.dials),
+        conversions=conversions,
     )
 
 

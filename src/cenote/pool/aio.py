@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import warnings
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from inspect import isawaitable
 from time import monotonic
@@ -27,6 +27,7 @@ from cenote.pool.drivers import async_driver
 from cenote.pool.drivers.base import IDLE, AsyncDriver, ConnectArgs, Credentials
 from cenote.pool.holders import Holder, describe, first_line
 from cenote.pool.link import Link
+from cenote.pool.settings import TOUCHES, Carried, replans
 from cenote.pool.stats import PoolStats
 
 _PUT_AWAY_S = 0.5
@@ -81,6 +82,8 @@ class AsyncPool(BasePool):
         self._waiting: dict[Any, int] = {}  # tasks in line, for the detection of nested acquires
         self._watchers: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._lent = {}
+        # Idle for this long, a connection needs a look before it is lent (0: each one does).
+        self._rest_s = self.options.peek_after if self.options.check_after else 0.0
 
     # -- opening and closing ------------------------------------------------------------------------------------
 
@@ -234,18 +237,21 @@ class AsyncPool(BasePool):
 
     # -- borrowing ----------------------------------------------------------------------------------------------
 
-    async def acquire(self, timeout: float | None = None) -> Any:
+    async def acquire(self, timeout: float | None = None, *, settings: Mapping[str, Any] | None = None) -> Any:
         """Borrow a connection. Give it back with `release`; prefer `async with pool.connection()`.
 
         :param timeout: seconds; default `acquire_timeout`; 0 does not wait
+        :param settings: session settings that the connection is to carry, by name (docs/settings.md)
         :returns: the driver's own connection
+        :raises ConfigError: naming everything that is wrong with `settings`; what the server has against them is
+            the driver's own error
         :raises AcquireTimeout: with every holder, its stack, and the cause in one sentence
         :raises AcquireRefused: another of its subclasses: QueueFull, Shed, PoolDraining, PoolClosed,
             ConnectFailed, NestedAcquireDeadlock
         """
-        return await self._borrow(timeout, False)
+        return await self._borrow(timeout, False, None if settings is None else self._wanted(settings))
 
-    async def _borrow(self, timeout: float | None, scoped: bool) -> Any:
+    async def _borrow(self, timeout: float | None, scoped: bool, wanted: Carried | None = None) -> Any:
         limit = self.options.acquire_timeout if timeout is None else self._timeout(timeout)
         task = asyncio.current_task()
         # Weakly: a task that has ended still holds its result, which may be the very connection it dropped.
@@ -253,35 +259,67 @@ class AsyncPool(BasePool):
         if self._loop is not asyncio.get_running_loop():
             self._open()
         machine = self._machine
-        again = False
+        again, left = False, limit
         started = now = self._now()
         while True:
-            got = machine.acquire(now, limit if not again else max(0.0, started + limit - now), None, None, again)
+            got = machine.acquire(now, left, wanted, None, again)
             if machine.effects:
                 self._perform()
             slot = got if type(got) is Slot else await self._wait(got, limit, me)
             link: Link = slot.data
             try:
-                if self.options.check_after == 0:
-                    dead = await self._ping_at_borrow(link)
-                elif slot.rested < self.options.peek_after:
-                    dead = None
-                else:
-                    sqlstate = self._driver.peek(link.conn)
-                    dead = None if sqlstate is None else ("server_closed", base.peek_failure(sqlstate))
+                dead = None
+                if slot.rested >= self._rest_s:
+                    dead = await self._look(link)
+                if dead is None and slot.settings is not wanted and slot.settings != wanted:
+                    dead = await self._convert(link, wanted)
                 if dead is None:
                     self._lent[link.key] = link
                     return link.lend(me, scoped)
-            except BaseException:
-                # Cancelled in mid-ping, for one: a reset proves what the connection still has to say.
-                self._lent.pop(link.key, None)
-                machine.release_touched(slot, self._now())
-                self._perform()
+            except BaseException as error:
+                self._not_lent(link, error)
                 raise
             machine.release_broken(slot, self._now(), *dead)
             self._perform()
             again = True
             now = self._now()
+            left = max(0.0, started + limit - now)
+
+    async def _convert(self, link: Link, wanted: Carried | None) -> tuple[str, str] | None:
+        """Make a connection carry what is wanted, by one round trip. None if it does, else why it is of no more
+        use and another is to be found."""
+        session = link.session
+        before = session.touched
+        session.touched |= TOUCHES  # until it is known what came of it
+        try:
+            if self._needs_configure(link, wanted):
+                await self._undo(link)
+                await self._configured(link.conn, base.CONVERT_TIMEOUT_S)
+                before = 0
+                session.touched |= TOUCHES
+            script, replan = self._conversion(link, wanted)
+            if script or replan:
+                await self._driver.convert(link.conn, script, replan, base.CONVERT_TIMEOUT_S)
+        except BaseException as error:
+            dead = self._misfit(link, wanted, error)
+            if dead is None:
+                raise
+            return dead
+        link.slot.settings = wanted
+        session.touched = before
+        self._conversions += 1
+        return None
+
+    def _not_lent(self, link: Link, error: BaseException) -> None:
+        """A connection was granted, and what was to be done before it is lent has failed or was cancelled."""
+        self._lent.pop(link.key, None)
+        dead = self._unlent(link, error) if isinstance(error, Exception) else None
+        if dead is not None:
+            self._machine.release_broken(link.slot, self._now(), *dead)
+        else:
+            # Cancelled in mid-ping, for one: a reset proves what the connection still has to say.
+            self._machine.release_touched(link.slot, self._now())
+        self._perform()
 
     async def _wait(self, waiter: Any, timeout: float, me: Any) -> Slot:
         """Stand in line until granted or refused; whatever else ends the wait gives the place or lease back."""
@@ -319,21 +357,38 @@ class AsyncPool(BasePool):
         task = holder() if holder is not None else None
         return task is not None and task in self._waiting
 
-    async def _ping_at_borrow(self, link: Link) -> tuple[str, str] | None:
-        try:
-            await self._prove(link.conn)
-        except Exception as error:
-            return "check_failed", self._loss(error)
-        return None
+    async def _look(self, link: Link) -> tuple[str, str] | None:
+        """Look at a connection before it is lent: poll its socket, or ping when every borrow is to be checked.
+        None if it is alive, else the reason and the failure."""
+        if self.options.check_after == 0:
+            try:
+                await self._prove(link)
+            except Exception as error:
+                return "check_failed", self._loss(error)
+            return None
+        sqlstate = self._driver.peek(link.conn)
+        return None if sqlstate is None else ("server_closed", base.peek_failure(sqlstate))
 
-    async def _prove(self, conn: Any) -> None:
+    async def _prove(self, link: Link) -> None:
+        conn, session = link.conn, link.session
         if self._check is None:
             await self._driver.ping(conn, base.CHECK_TIMEOUT_S)
             return
         await _maybe(self._check(conn), base.CHECK_TIMEOUT_S)
-        session = self._driver.session(conn)
         if session.touched or session.attributes or self._driver.condition(conn) != IDLE:
-            await self._driver.reset(conn, session.touched, base.RESET_TIMEOUT_S)
+            await self._undo(link)
+
+    async def _undo(self, link: Link) -> int:
+        """Return a connection to its base state, or, where only a transaction was open, to what it carries; what
+        was undone."""
+        touched = self._to_undo(link)
+        await self._driver.reset(link.conn, touched, base.RESET_TIMEOUT_S)
+        carried: Any = link.slot.settings
+        if touched and carried is not None:
+            if replans(carried, None):
+                await self._driver.convert(link.conn, "", True, base.RESET_TIMEOUT_S)
+            link.slot.settings = None
+        return touched
 
     async def _configured(self, conn: Any, timeout_s: float) -> None:
         """Run the configure hook as a block: what it set is committed. Then the connection is in base state."""
@@ -342,6 +397,7 @@ class AsyncPool(BasePool):
             await self._driver.leave(conn, False)
             if self._driver.condition(conn) != IDLE:
                 raise self._left_open("configure")
+            self._note_configured(self._driver.session(conn))
         self._driver.settle(conn)
 
     async def release(self, conn: Any) -> None:
@@ -352,8 +408,9 @@ class AsyncPool(BasePool):
         self._give_back(conn)
 
     def _give_back(self, conn: Any) -> None:
-        link = self._claim(conn)
+        link = self._lent.pop(id(conn), None)  # `_claim` written out: this is the path of every release
         if link is None:
+            self._claim(conn)
             return
         slot = link.slot
         machine = self._machine
@@ -363,7 +420,8 @@ class AsyncPool(BasePool):
                 link.watch(conn)
             verdict = self._verdict(link, conn)
             why = self._why_broken(link, conn) if verdict == "broken" else ("", "")
-            self._account(link)
+            if link.session.statements:
+                self._account(link)
         except BaseException:
             machine.release_broken(slot, self._now(), "broken", "private")
             self._perform()
@@ -377,50 +435,90 @@ class AsyncPool(BasePool):
         if machine.effects or machine.mode != RUNNING:
             self._perform()
 
-    def connection(self, timeout: float | None = None) -> _Connection:
+    def connection(
+        self, timeout: float | None = None, *, settings: Mapping[str, Any] | None = None
+    ) -> _Connection:
         """`async with pool.connection() as conn:` borrow, and at the end commit or roll back as the driver's own
         context manager does.
 
         :param timeout: seconds; default `acquire_timeout`
+        :param settings: session settings that the connection is to carry, by name (docs/settings.md)
         :raises: as `acquire`
         """
-        return _Connection(self, timeout)
+        return _Connection(self, timeout, None if settings is None else self._wanted(settings))
 
-    def transaction(self, timeout: float | None = None) -> _Transaction:
+    def transaction(
+        self, timeout: float | None = None, *, settings: Mapping[str, Any] | None = None
+    ) -> _Transaction:
         """`async with pool.transaction() as conn:` borrow, BEGIN, and COMMIT at the end, or ROLLBACK after an
         exception.
 
         :param timeout: seconds to wait for a connection; default `acquire_timeout`
+        :param settings: session settings that the connection is to carry, by name (docs/settings.md)
         :raises: as `acquire`
         """
-        return _Transaction(self, timeout)
+        return _Transaction(self, timeout, None if settings is None else self._wanted(settings))
 
-    async def execute(self, sql: Any, params: Any = None, *, timeout: float | None = None) -> int:
+    async def execute(
+        self,
+        sql: Any,
+        params: Any = None,
+        *,
+        timeout: float | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> int:
         """Run one statement in autocommit, one round trip.
 
         :param params: as the driver takes them (asyncpg: a sequence for $1, $2 ...)
         :param timeout: seconds to wait for a connection
+        :param settings: session settings under which it is to run, by name (docs/settings.md)
         :returns: the number of rows affected, -1 where there is none
         """
-        return int(await self._once(self._driver.execute, sql, params, timeout))
+        return int(await self._once(self._driver.execute, sql, params, timeout, settings))
 
-    async def fetch_all(self, sql: Any, params: Any = None, *, timeout: float | None = None) -> list[Any]:
+    async def fetch_all(
+        self,
+        sql: Any,
+        params: Any = None,
+        *,
+        timeout: float | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> list[Any]:
         """Run one statement in autocommit; all its rows, as the driver gives them."""
-        rows: list[Any] = await self._once(self._driver.fetch_all, sql, params, timeout)
+        rows: list[Any] = await self._once(self._driver.fetch_all, sql, params, timeout, settings)
         return rows
 
-    async def fetch_one(self, sql: Any, params: Any = None, *, timeout: float | None = None) -> Any:
+    async def fetch_one(
+        self,
+        sql: Any,
+        params: Any = None,
+        *,
+        timeout: float | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Any:
         """Run one statement in autocommit; its first row, or None."""
-        return await self._once(self._driver.fetch_one, sql, params, timeout)
+        return await self._once(self._driver.fetch_one, sql, params, timeout, settings)
 
-    async def fetch_value(self, sql: Any, params: Any = None, *, timeout: float | None = None) -> Any:
+    async def fetch_value(
+        self,
+        sql: Any,
+        params: Any = None,
+        *,
+        timeout: float | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Any:
         """Run one statement in autocommit; the first column of its first row, or None."""
-        return await self._once(self._driver.fetch_value, sql, params, timeout)
+        return await self._once(self._driver.fetch_value, sql, params, timeout, settings)
 
     async def _once(
-        self, run: Callable[[Any, Any, Any], Awaitable[Any]], sql: Any, params: Any, timeout: float | None
+        self,
+        run: Callable[[Any, Any, Any], Awaitable[Any]],
+        sql: Any,
+        params: Any,
+        timeout: float | None,
+        settings: Mapping[str, Any] | None,
     ) -> Any:
-        conn = await self._borrow(timeout, True)
+        conn = await self._borrow(timeout, True, None if settings is None else self._wanted(settings))
         try:
             return await run(conn, sql, params)
         finally:
@@ -568,7 +666,7 @@ class AsyncPool(BasePool):
         link: Any = slot.data
         machine = self._machine
         try:
-            await self._prove(link.conn)
+            await self._prove(link)
         except BaseException as error:
             self._input(machine.check_failed, slot, self._now(), "check_failed", self._loss(error))
             if not isinstance(error, Exception):
@@ -591,9 +689,9 @@ class AsyncPool(BasePool):
 
     async def _reset_one(self, slot: Slot) -> None:
         link: Any = slot.data
-        conn, touched = link.conn, link.session.touched
+        conn, touched = link.conn, 0
         try:
-            await self._driver.reset(conn, touched, base.RESET_TIMEOUT_S)
+            touched = await self._undo(link)
             if self._after_reset(touched):
                 await self._configured(conn, base.RESET_TIMEOUT_S)
             if self._reset_hook is not None:
@@ -629,14 +727,15 @@ class AsyncPool(BasePool):
 class _Connection:
     """The block of `pool.connection()`."""
 
-    __slots__ = ("_conn", "_link", "_pool", "_timeout", "_uses")
+    __slots__ = ("_conn", "_link", "_pool", "_timeout", "_uses", "_wanted")
 
-    def __init__(self, pool: AsyncPool, timeout: float | None) -> None:
+    def __init__(self, pool: AsyncPool, timeout: float | None, wanted: Carried | None) -> None:
         self._pool = pool
         self._timeout = timeout
+        self._wanted = wanted
 
     async def __aenter__(self) -> Any:
-        self._conn = conn = await self._pool._borrow(self._timeout, True)
+        self._conn = conn = await self._pool._borrow(self._timeout, True, self._wanted)
         self._link = self._pool._lent.get(id(conn))
         self._uses = 0 if self._link is None else self._link.slot.uses
         return conn
@@ -661,14 +760,15 @@ class _Connection:
 class _Transaction:
     """The block of `pool.transaction()`."""
 
-    __slots__ = ("_conn", "_link", "_pool", "_timeout", "_uses")
+    __slots__ = ("_conn", "_link", "_pool", "_timeout", "_uses", "_wanted")
 
-    def __init__(self, pool: AsyncPool, timeout: float | None) -> None:
+    def __init__(self, pool: AsyncPool, timeout: float | None, wanted: Carried | None) -> None:
         self._pool = pool
         self._timeout = timeout
+        self._wanted = wanted
 
     async def __aenter__(self) -> Any:
-        self._conn = conn = await self._pool._borrow(self._timeout, True)
+        self._conn = conn = await self._pool._borrow(self._timeout, True, self._wanted)
         self._link = self._pool._lent.get(id(conn))
         self._uses = 0 if self._link is None else self._link.slot.uses
         try:

@@ -12,7 +12,7 @@ import os
 import random
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,16 +20,19 @@ from cenote import errors
 from cenote.config import PoolOptions, pool_options
 from cenote.core.machine import CLOSED, Machine
 from cenote.core.slot import Waiter
-from cenote.pool.drivers.base import BROKEN, IDLE, CannotReset
+from cenote.pool.drivers.base import BROKEN, IDLE, CannotReset, Session
 from cenote.pool.holders import HOLDERS_SHOWN, Holder, cause, describe, first_line
 from cenote.pool.link import Link
+from cenote.pool.settings import TOUCHES, Carried, Wishes, WrongSettings, conversion, drops, replans
 from cenote.pool.stats import PoolStats, snapshot
 from cenote.reasons import Failure, failure_of, fatal_failure
+from cenote.sql import touch
 
 logger = logging.getLogger("cenote.pool")
 
 CHECK_TIMEOUT_S = 5.0
 RESET_TIMEOUT_S = 5.0
+CONVERT_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 5.0
 REPORT_KEPT_S = 0.25  # a thousand callers that time out together share one look at the holders
 DIAL_TOLD_EVERY_S = 30.0
@@ -98,6 +101,9 @@ class BasePool:
         self._lent: dict[int, Link] = {}
         self._inherited: list[Any] = []  # in a forked child: the leases that were out
         self._in_query_s = 0.0
+        self._wishes = Wishes()
+        self._conversions = 0
+        self._configured_touches = 0  # what the configure hook was seen to touch
         self._dial_error: BaseException | None = None
         self._dial_told = -DIAL_TOLD_EVERY_S
         self._report: tuple[float, tuple[Holder, ...]] = (-1.0, ())
@@ -329,6 +335,83 @@ class BasePool:
         if self._lent.get(key) is link:
             del self._lent[key]
 
+    # -- settings that connections carry ------------------------------------------------------------------------
+
+    def _wanted(self, settings: Mapping[str, Any] | None) -> Carried | None:
+        """The canonical form of the settings a borrower asks for, None for none.
+
+        :raises ConfigError: naming everything that is wrong with them."""
+        if settings is None:
+            return None
+        problems: Sequence[str] = ()
+        try:
+            wanted = self._wishes.read(settings)
+        except WrongSettings as wrong:
+            wanted, problems = None, wrong.problems
+        if wanted is None and not problems:
+            return None
+        if not getattr(self._driver, "carries", False):
+            problems = [
+                *problems,
+                f"settings: driver {self._driver.name!r} cannot carry any: Cenote knows neither whether the "
+                "server is PostgreSQL nor what a borrower changes",
+            ]
+        if self.options.reset == "never":
+            problems = [
+                *problems,
+                'settings: not with reset="never": what a connection behind another pooler carries is not known '
+                'there; use reset="auto" before the server itself, or SET LOCAL in a transaction',
+            ]
+        if problems:
+            raise errors.ConfigError(problems, pool=self.name)
+        return wanted
+
+    def _needs_configure(self, link: Link, wanted: Carried | None) -> bool:
+        """Would a connection lose settings that the `configure` hook may have set before?"""
+        sets = self._configure is not None and self._configured_touches & (TOUCHES | touch.UNKNOWN)
+        return bool(sets) and drops(link.slot.settings, wanted)
+
+    def _conversion(self, link: Link, wanted: Carried | None) -> tuple[str, bool]:
+        """The script that makes a connection carry what is wanted; have its prepared statements to go, too?"""
+        carried: Any = link.slot.settings
+        script = conversion(carried, wanted, self.options.init_query)
+        return script, replans(carried, wanted)
+
+    def _misfit(self, link: Link, wanted: Carried | None, error: BaseException) -> tuple[str, str] | None:
+        """A connection could not be made to carry what is wanted. Why it is of no more use, if another may do in
+        its place: it had died while it was idle, which only shows now. None: the error is the borrower's."""
+        slot = link.slot
+        if not isinstance(error, Exception):
+            return None
+        names = ", ".join(name for name, _ in wanted or ()) or "none (the base state)"
+        error.add_note(f'pool "{self.name}": while a connection was made to carry these settings: {names}')
+        fresh = slot.uses == 1 and not slot.rested
+        if fresh or isinstance(error, TimeoutError) or self._driver.condition(link.conn) != BROKEN:
+            return None
+        return "server_closed", self._loss(error)
+
+    def _unlent(self, link: Link, error: BaseException) -> tuple[str, str] | None:
+        """What the machine is to be told of a connection that was granted and could not be lent: reason and
+        failure of a broken one, None for one that a reset brings back."""
+        if not link.session.touched:  # not by a conversion: those touch it until they are done
+            return "broken", Failure.PRIVATE.value
+        try:
+            broken = self._driver.condition(link.conn) == BROKEN
+        except Exception:
+            broken = True
+        if not broken:
+            return None
+        return "broken", self._loss(error) if isinstance(error, Exception) else Failure.PRIVATE.value
+
+    def _to_undo(self, link: Link) -> int:
+        """What a reset has to undo. A lease that has touched its session leaves nothing of what it was to carry,
+        either: `init_query` and `configure` run again, and they are to find the base state."""
+        touched: int = link.session.touched
+        if link.slot.settings is None:
+            return touched
+        undone = touched or self.options.reset == "always" or self._reset_hook is not None
+        return touched | TOUCHES if undone else 0
+
     def _account(self, link: Link) -> None:
         session = link.session
         if session.statements:
@@ -351,6 +434,10 @@ class BasePool:
         if condition == BROKEN:
             return "broken"
         return "touched"  # a transaction is open, or a query in flight
+
+    def _note_configured(self, session: Session) -> None:
+        """The configure hook has run: what it touched is part of the base state."""
+        self._configured_touches |= session.touched
 
     def _after_reset(self, touched: int) -> bool:
         """Must `configure` run again, because what it set was undone?"""
@@ -391,7 +478,7 @@ class BasePool:
     # -- looking ------------------------------------------------------------------------------------------------
 
     def _snapshot(self) -> PoolStats:
-        return snapshot(self.name, self._machine, self._in_query_s)
+        return snapshot(self.name, self._machine, self._in_query_s, self._conversions)
 
     def assert_all_returned(self) -> None:
         """For tests: raise unless every lease came back.

@@ -1,5 +1,6 @@
 cimport cython
 from cenote.core.machine cimport Machine
+from cenote.core.ring cimport Ring
 from cenote.core.slot cimport Slot
 from cenote.pool.drivers.base cimport Session
 from cenote.pool.link cimport Link
@@ -16,8 +17,8 @@ cdef class Desk:
     cdef public bint _plain
     cdef public double _in_query_s
 
-    @cython.locals(machine=Machine, slot=Slot, best=Slot, link=Link, now=double)
-    cdef _lend(self, bint scoped, bint once)
+    @cython.locals(machine=Machine, ring=Ring, slot=Slot, best=Slot, link=Link, now=double)
+    cdef _lend(self, bint scoped, bint once, object wanted)
     @cython.locals(machine=Machine, slot=Slot, link=Link, session=Session, now=double)
     cdef bint _take_back(self, object conn) except -1
     cdef _drop(self, Slot slot)
@@ -25,6 +26,7 @@ cdef class Desk:
 cdef class Block:
     cdef Desk desk
     cdef object timeout
+    cdef object wanted
     cdef object conn
     cdef Link link
     cdef long uses

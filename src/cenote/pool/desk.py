@@ -8,7 +8,7 @@ types, which nearly halves what an uncontended acquire and release cost.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import get_ident
 from types import TracebackType
 from typing import Any
@@ -46,17 +46,22 @@ class Desk:
         self._plain = plain
         self._in_query_s = 0.0
 
-    def acquire(self, timeout: float | None = None) -> Any:
+    def acquire(self, timeout: float | None = None, *, settings: Mapping[str, Any] | None = None) -> Any:
         """Borrow a connection. Give it back with `release`; prefer `with pool.connection()`.
 
         :param timeout: seconds; default `acquire_timeout`; 0 does not wait
+        :param settings: session settings that the connection is to carry, by name (docs/settings.md)
         :returns: the driver's own connection
+        :raises ConfigError: naming everything that is wrong with `settings`; what the server has against them is
+            the driver's own error
         :raises AcquireTimeout: with every holder, its stack, and the cause in one sentence
         :raises AcquireRefused: another of its subclasses: QueueFull, Shed, PoolDraining, PoolClosed,
             ConnectFailed, NestedAcquireDeadlock
         """
-        conn = self._lend(False, False) if timeout is None else None
-        return self._borrow(timeout, False) if conn is None else conn
+        if settings is not None:
+            settings = self._wanted(settings)
+        conn = self._lend(False, False, settings) if timeout is None else None
+        return self._borrow(timeout, False, settings) if conn is None else conn
 
     def release(self, conn: Any) -> None:
         """Give a connection back. Costs no round trip: what has to be undone is undone on a worker.
@@ -66,27 +71,40 @@ class Desk:
         if not self._take_back(conn):
             self._give_back(conn)
 
-    def connection(self, timeout: float | None = None) -> Block:
+    def connection(self, timeout: float | None = None, *, settings: Mapping[str, Any] | None = None) -> Block:
         """`with pool.connection() as conn:` borrow, and at the end commit or roll back as the driver's own
         context manager does.
 
         :param timeout: seconds; default `acquire_timeout`
+        :param settings: session settings that the connection is to carry, by name (docs/settings.md)
         :raises: as `acquire`
         """
-        return Block(self, timeout)
+        return Block(self, timeout, None if settings is None else self._wanted(settings))
 
-    def _once(self, run: Callable[[Any, Any, Any], Any], sql: Any, params: Any, timeout: float | None) -> Any:
+    def _once(
+        self,
+        run: Callable[[Any, Any, Any], Any],
+        sql: Any,
+        params: Any,
+        timeout: float | None,
+        settings: Mapping[str, Any] | None,
+    ) -> Any:
         """One statement on a connection borrowed for it."""
-        conn = self._lend(True, True) if timeout is None else None
+        wanted = None if settings is None else self._wanted(settings)
+        conn = self._lend(True, True, wanted) if timeout is None else None
         if conn is None:
-            conn = self._borrow(timeout, True)
+            conn = self._borrow(timeout, True, wanted)
         try:
             return run(conn, sql, params)
         finally:
             if not self._take_back(conn):
                 self._give_back(conn)
 
-    def _borrow(self, timeout: float | None, scoped: bool) -> Any:
+    def _wanted(self, settings: Mapping[str, Any] | None) -> Any:
+        """The canonical form of the settings a borrower asks for, None for none."""
+        raise TypeError("a desk without a pool")
+
+    def _borrow(self, timeout: float | None, scoped: bool, wanted: Any = None) -> Any:
         """The long way of `acquire`."""
         raise TypeError("a desk without a pool")
 
@@ -102,8 +120,10 @@ class Desk:
         """Perform the machine's effects. Called without the lock."""
         raise TypeError("a desk without a pool")
 
-    def _lend(self, scoped: bool, once: bool) -> Any:
-        """A connection, or None: go the long way. `once`: for one statement of the pool's own."""
+    def _lend(self, scoped: bool, once: bool, wanted: Any) -> Any:
+        """A connection that carries just what is wanted, or None: go the long way.
+
+        `once`: for one statement of the pool's own."""
         machine = self._machine
         slot: Any = None
         if self._locked():
@@ -111,10 +131,14 @@ class Desk:
         try:
             now = self._now()
             with self._gate:
-                best = machine.shelf.bare.last
+                if wanted is None:
+                    best = machine.shelf.bare.last
+                else:
+                    ring = machine.shelf.rings.get(wanted)
+                    best = None if ring is None else ring.last
                 if best is None or machine.effects or now - best.since >= self._rest_s or now >= best.expires:
                     return None
-                slot = machine.acquire(now, 0.0)
+                slot = machine.acquire(now, 0.0, wanted)
             link = slot.data
             conn = link.lend_once(get_ident()) if once else link.lend(get_ident(), scoped)
             self._lent[link.key] = link
@@ -179,18 +203,19 @@ class Desk:
 class Block:
     """The block of `pool.connection()`."""
 
-    def __init__(self, desk: Desk, timeout: float | None) -> None:
+    def __init__(self, desk: Desk, timeout: float | None, wanted: Any) -> None:
         self.desk = desk
         self.timeout = timeout
+        self.wanted = wanted
         self.conn: Any = None
         self.link: Any = None
         self.uses = 0
 
     def __enter__(self) -> Any:
         desk = self.desk
-        conn = desk._lend(True, False) if self.timeout is None else None
+        conn = desk._lend(True, False, self.wanted) if self.timeout is None else None
         if conn is None:
-            conn = desk._borrow(self.timeout, True)
+            conn = desk._borrow(self.timeout, True, self.wanted)
         self.conn = conn
         self.link = link = desk._lent.get(id(conn))
         if link is not None:

@@ -11,7 +11,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import get_ident
@@ -30,6 +30,7 @@ from cenote.pool.drivers.base import IDLE, ConnectArgs, Credentials, Driver
 from cenote.pool.forks import dials
 from cenote.pool.holders import Holder, describe, first_line
 from cenote.pool.link import Link
+from cenote.pool.settings import TOUCHES, Carried, replans
 from cenote.pool.stats import PoolStats
 from cenote.pool.workers import Workers
 
@@ -230,27 +231,30 @@ class Pool(BasePool, Desk):
 
     # -- borrowing ----------------------------------------------------------------------------------------------
 
-    def _borrow(self, timeout: float | None, scoped: bool) -> Any:
+    def _borrow(self, timeout: float | None, scoped: bool, wanted: Carried | None = None) -> Any:
         limit = self.options.acquire_timeout if timeout is None else self._timeout(timeout)
         if not self._opened:
             self.open()
-        again = False
+        again, left = False, limit
         started = now = self._now()
         while True:
-            slot = self._lease(now, limit if not again else max(0.0, started + limit - now), again)
+            slot = self._lease(now, left, again, wanted)
+            link: Link = slot.data
             try:
-                link: Link = slot.data
-                if slot.rested < self.options.peek_after and self.options.check_after:
-                    break
-                dead = self._look(link)
+                dead = None
+                if slot.rested >= self.options.peek_after or not self.options.check_after:
+                    dead = self._look(link)
+                if dead is None and slot.settings is not wanted and slot.settings != wanted:
+                    dead = self._convert(link, wanted)
                 if dead is None:
                     break
-            except BaseException:
-                self._lost(slot, "broken", "private")
+            except BaseException as error:
+                self._not_lent(link, error)
                 raise
             self._lost(slot, *dead)
             again = True
             now = self._now()
+            left = max(0.0, started + limit - now)
         try:
             conn = link.lend(get_ident(), scoped)
             self._lent[link.key] = link
@@ -259,7 +263,42 @@ class Pool(BasePool, Desk):
             raise
         return conn
 
-    def _lease(self, now: float, timeout: float, again: bool) -> Slot:
+    def _convert(self, link: Link, wanted: Carried | None) -> tuple[str, str] | None:
+        """Make a connection carry what is wanted, by one round trip. None if it does, else why it is of no more
+        use and another is to be found."""
+        session = link.session
+        before = session.touched
+        session.touched |= TOUCHES  # until it is known what came of it
+        try:
+            if self._needs_configure(link, wanted):
+                self._undo(link)
+                self._configured(link.conn)
+                before = 0
+                session.touched |= TOUCHES
+            script, replan = self._conversion(link, wanted)
+            if script or replan:
+                self._driver.convert(link.conn, script, replan, base.CONVERT_TIMEOUT_S)
+        except BaseException as error:
+            dead = self._misfit(link, wanted, error)
+            if dead is None:
+                raise
+            return dead
+        link.slot.settings = wanted
+        session.touched = before
+        with self._lock:
+            self._owner = get_ident()
+            self._conversions += 1
+        return None
+
+    def _not_lent(self, link: Link, error: BaseException) -> None:
+        """A connection was granted, and what was to be done before it is lent has failed or was interrupted."""
+        dead = self._unlent(link, error)
+        if dead is not None:
+            self._lost(link.slot, *dead)
+        else:
+            self._input(self._machine.release_touched, link.slot, self._now())
+
+    def _lease(self, now: float, timeout: float, again: bool, wanted: Carried | None) -> Slot:
         """A leased slot, waiting for it if need be."""
         machine = self._machine
         got: Slot | Waiter | None = None
@@ -270,7 +309,7 @@ class Pool(BasePool, Desk):
                 )
             with self._lock:
                 self._owner = get_ident()
-                got = machine.acquire(now, timeout, None, None, again)
+                got = machine.acquire(now, timeout, wanted, None, again)
                 if type(got) is Slot and not machine.effects:
                     return got
                 deadlock, risk = None, ""
@@ -328,21 +367,33 @@ class Pool(BasePool, Desk):
         None if it is alive, else the reason and the failure."""
         if self.options.check_after == 0:
             try:
-                self._prove(link.conn)
+                self._prove(link)
             except Exception as error:
                 return "check_failed", self._loss(error)
             return None
         sqlstate = self._driver.peek(link.conn)
         return None if sqlstate is None else ("server_closed", base.peek_failure(sqlstate))
 
-    def _prove(self, conn: Any) -> None:
+    def _prove(self, link: Link) -> None:
+        conn, session = link.conn, link.session
         if self._check is None:
             self._driver.ping(conn, base.CHECK_TIMEOUT_S)
             return
         self._check(conn)
-        session = self._driver.session(conn)
         if session.touched or session.attributes or self._driver.condition(conn) != IDLE:
-            self._driver.reset(conn, session.touched, base.RESET_TIMEOUT_S)
+            self._undo(link)
+
+    def _undo(self, link: Link) -> int:
+        """Return a connection to its base state, or, where only a transaction was open, to what it carries; what
+        was undone."""
+        touched = self._to_undo(link)
+        self._driver.reset(link.conn, touched, base.RESET_TIMEOUT_S)
+        carried: Any = link.slot.settings
+        if touched and carried is not None:
+            if replans(carried, None):
+                self._driver.convert(link.conn, "", True, base.RESET_TIMEOUT_S)
+            link.slot.settings = None
+        return touched
 
     def _configured(self, conn: Any) -> None:
         """Run the configure hook as a block: what it set is committed. Then the connection is in base state."""
@@ -351,6 +402,7 @@ class Pool(BasePool, Desk):
             self._driver.leave(conn, False)
             if self._driver.condition(conn) != IDLE:
                 raise self._left_open("configure")
+            self._note_configured(self._driver.session(conn))
         self._driver.settle(conn)
 
     def _give_back(self, conn: Any) -> None:
@@ -390,35 +442,67 @@ class Pool(BasePool, Desk):
             self._inbox.put(None)  # the keeper performs what the machine still wants
             raise
 
-    def transaction(self, timeout: float | None = None) -> _Transaction:
+    def transaction(
+        self, timeout: float | None = None, *, settings: Mapping[str, Any] | None = None
+    ) -> _Transaction:
         """`with pool.transaction() as conn:` borrow, BEGIN, and COMMIT at the end, or ROLLBACK after an exception.
 
         :param timeout: seconds to wait for a connection; default `acquire_timeout`
+        :param settings: session settings that the connection is to carry, by name (docs/settings.md)
         :raises: as `acquire`
         """
-        return _Transaction(self, timeout)
+        return _Transaction(self, timeout, None if settings is None else self._wanted(settings))
 
-    def execute(self, sql: Any, params: Any = None, *, timeout: float | None = None) -> int:
+    def execute(
+        self,
+        sql: Any,
+        params: Any = None,
+        *,
+        timeout: float | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> int:
         """Run one statement in autocommit, one round trip.
 
         :param params: as the driver takes them
         :param timeout: seconds to wait for a connection
+        :param settings: session settings under which it is to run, by name (docs/settings.md)
         :returns: the number of rows affected, -1 where there is none
         """
-        return int(self._once(self._driver.execute, sql, params, timeout))
+        return int(self._once(self._driver.execute, sql, params, timeout, settings))
 
-    def fetch_all(self, sql: Any, params: Any = None, *, timeout: float | None = None) -> list[Any]:
+    def fetch_all(
+        self,
+        sql: Any,
+        params: Any = None,
+        *,
+        timeout: float | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> list[Any]:
         """Run one statement in autocommit; all its rows, as the driver gives them."""
-        rows: list[Any] = self._once(self._driver.fetch_all, sql, params, timeout)
+        rows: list[Any] = self._once(self._driver.fetch_all, sql, params, timeout, settings)
         return rows
 
-    def fetch_one(self, sql: Any, params: Any = None, *, timeout: float | None = None) -> Any:
+    def fetch_one(
+        self,
+        sql: Any,
+        params: Any = None,
+        *,
+        timeout: float | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Any:
         """Run one statement in autocommit; its first row, or None."""
-        return self._once(self._driver.fetch_one, sql, params, timeout)
+        return self._once(self._driver.fetch_one, sql, params, timeout, settings)
 
-    def fetch_value(self, sql: Any, params: Any = None, *, timeout: float | None = None) -> Any:
+    def fetch_value(
+        self,
+        sql: Any,
+        params: Any = None,
+        *,
+        timeout: float | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Any:
         """Run one statement in autocommit; the first column of its first row, or None."""
-        return self._once(self._driver.fetch_value, sql, params, timeout)
+        return self._once(self._driver.fetch_value, sql, params, timeout, settings)
 
     # -- looking and moving -------------------------------------------------------------------------------------
 
@@ -567,12 +651,12 @@ class Pool(BasePool, Desk):
             failure = base.peek_failure(sqlstate)
             self._input(self._machine.check_failed, slot, self._now(), "server_closed", failure)
 
-    def _check_one(self, slot: Slot, prove: Callable[[Any], None]) -> None:
+    def _check_one(self, slot: Slot, prove: Callable[[Link], None]) -> None:
         if not self._begin(slot):
             return
         link: Any = slot.data
         try:
-            prove(link.conn)
+            prove(link)
         except BaseException as error:
             failure = self._loss(error)
             self._input(self._machine.check_failed, slot, self._now(), "check_failed", failure)
@@ -583,9 +667,9 @@ class Pool(BasePool, Desk):
         if not self._begin(slot):
             return
         link: Any = slot.data
-        conn, touched = link.conn, link.session.touched
+        conn, touched = link.conn, 0
         try:
-            self._driver.reset(conn, touched, base.RESET_TIMEOUT_S)
+            touched = self._undo(link)
             if self._after_reset(touched):
                 self._configured(conn)
             if self._reset_hook is not None:
@@ -648,14 +732,15 @@ class Pool(BasePool, Desk):
 class _Transaction:
     """The block of `pool.transaction()`."""
 
-    __slots__ = ("_conn", "_link", "_pool", "_timeout", "_uses")
+    __slots__ = ("_conn", "_link", "_pool", "_timeout", "_uses", "_wanted")
 
-    def __init__(self, pool: Pool, timeout: float | None) -> None:
+    def __init__(self, pool: Pool, timeout: float | None, wanted: Carried | None) -> None:
         self._pool = pool
         self._timeout = timeout
+        self._wanted = wanted
 
     def __enter__(self) -> Any:
-        self._conn = conn = self._pool._borrow(self._timeout, True)
+        self._conn = conn = self._pool._borrow(self._timeout, True, self._wanted)
         self._link = self._pool._lent.get(id(conn))
         self._uses = 0 if self._link is None else self._link.slot.uses
         try:

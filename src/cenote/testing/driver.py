@@ -34,7 +34,19 @@ if TYPE_CHECKING:
     from cenote.pool.drivers.base import AsyncDriver, Driver
 
 # What can be scripted; each is a call of the adapter that may reach the server.
-OPERATIONS = ("connect", "ping", "reset", "cancel", "close", "leave", "begin", "commit", "rollback", "query")
+OPERATIONS = (
+    "connect",
+    "ping",
+    "reset",
+    "convert",
+    "cancel",
+    "close",
+    "leave",
+    "begin",
+    "commit",
+    "rollback",
+    "query",
+)
 
 _HELD_FOR_S = 30.0  # a held operation of a blocking driver ends by itself: a failed test must not hang
 
@@ -190,6 +202,7 @@ class ScriptedConnection:
     wire: the server's side
     unread: marks of queries whose answers were not read
     residue: statements that left session state behind
+    conversions: scripts that made it carry settings, since the last reset
     """
 
     def __init__(self, driver: _Scripted, number: int) -> None:
@@ -203,6 +216,7 @@ class ScriptedConnection:
         self.in_transaction = False
         self.unread: deque[Any] = deque()
         self.residue: list[str] = []
+        self.conversions: list[str] = []
         self.interrupt: BaseException | None = None
         self._waiters: list[asyncio.Future[None]] = []
 
@@ -254,6 +268,7 @@ class _Scripted:
     name = "scripted"
     weak = True
     cancellable = True
+    carries = True
     _connection_class: type[ScriptedConnection]
 
     def __init__(self, server: ScriptedServer | None, clock: Callable[[], float] | None) -> None:
@@ -376,10 +391,12 @@ class _Scripted:
         if conn.unread:
             raise ScriptedError("another operation is in progress")
 
-    def _clean(self, conn: ScriptedConnection) -> None:
+    def _clean(self, conn: ScriptedConnection, touched: int) -> None:
         conn.unread.clear()
         conn.in_transaction = False
         conn.residue.clear()
+        if touched:
+            conn.conversions.clear()
         conn.session.touched = 0
 
     @contextmanager
@@ -508,7 +525,12 @@ class ScriptedDriver(_Scripted):
     def reset(self, conn: ScriptedConnection, touched: int, timeout_s: float) -> None:
         conn.unread.clear()  # what still ran was stopped, and its answer thrown away
         self._pass(self._begins("reset", conn, touched), conn, "reset", timeout_s)
-        self._clean(conn)
+        self._clean(conn, touched)
+
+    def convert(self, conn: ScriptedConnection, script: str, replan: bool, timeout_s: float) -> None:
+        outcome = self._begins("convert", conn, script)
+        conn.conversions.append(script)  # sent is done, as far as the server is concerned
+        self._pass(outcome, conn, "convert", timeout_s)
 
     def cancel(self, conn: ScriptedConnection) -> None:
         self._pass(self._begins("cancel", None, conn.number), None)
@@ -612,7 +634,12 @@ class AsyncScriptedDriver(_Scripted):
     async def reset(self, conn: ScriptedConnection, touched: int, timeout_s: float) -> None:
         conn.unread.clear()  # what still ran was stopped, and its answer thrown away
         await self._pass(self._begins("reset", conn, touched), conn, "reset", timeout_s)
-        self._clean(conn)
+        self._clean(conn, touched)
+
+    async def convert(self, conn: ScriptedConnection, script: str, replan: bool, timeout_s: float) -> None:
+        outcome = self._begins("convert", conn, script)
+        conn.conversions.append(script)
+        await self._pass(outcome, conn, "convert", timeout_s)
 
     async def cancel(self, conn: ScriptedConnection) -> None:
         await self._pass(self._begins("cancel", None, conn.number), None)

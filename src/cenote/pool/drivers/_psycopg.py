@@ -120,6 +120,17 @@ def reset(conn: Any, touched: int, options: PoolOptions) -> Waits:
     conn._session.touched = 0
 
 
+def convert(conn: Any, script: str, replan: bool) -> Waits:
+    """Run the pool's own script, and forget what psycopg has prepared, in one round trip."""
+    forgets = replan and conn._prepared.clear()
+    if forgets:
+        script = f"DEALLOCATE ALL;{script}"
+    if script:
+        yield from query(conn.pgconn, script)
+    if forgets:
+        conn._prepared._to_flush.clear()
+
+
 class Canceller:
     """Asks the server to stop what runs on a connection that is being closed, again if need be.
 
@@ -180,6 +191,7 @@ class Common:
     name = "psycopg"
     weak = True
     cancellable = True
+    carries = True
     _class: Any
 
     def __init__(self, dsn: base.Credentials, connect_args: base.ConnectArgs, options: PoolOptions) -> None:

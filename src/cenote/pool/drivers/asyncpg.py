@@ -53,6 +53,7 @@ class AsyncpgDriver:
     name = "asyncpg"
     weak = True
     cancellable = True
+    carries = True
 
     def __init__(self, dsn: base.Credentials, connect_args: base.ConnectArgs, options: PoolOptions) -> None:
         self._dsn = dsn
@@ -214,6 +215,21 @@ class AsyncpgDriver:
         if session.named:
             script.append(_DROP_NAMED)
         return script
+
+    async def convert(self, conn: Any, script: str, replan: bool, timeout_s: float) -> None:
+        if replan:
+            # Into the set of those that asyncpg is to close, one round trip each: here it is one for all.
+            conn._drop_local_statement_cache()
+            if conn._stmts_to_close:
+                script = f"DEALLOCATE ALL;{script}"
+        if script:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await _send(conn, script)
+            except TimeoutError as error:
+                raise TimeoutError(f"no answer to the settings within {timeout_s:g} s") from error
+        if replan:
+            conn._stmts_to_close.clear()
 
     def _forget_named(self, conn: Any, session: lease.Session) -> None:
         for state in session.named:

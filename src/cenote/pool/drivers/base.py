@@ -76,6 +76,7 @@ class Driver(Protocol):
     name: str
     weak: bool  # its connections can be referenced weakly
     cancellable: bool  # `cancel` works
+    carries: bool  # it is PostgreSQL, and what a borrower changes is seen: connections may carry settings
 
     def connect(self, timeout_s: float) -> Any:
         """Open a connection in base state (`init_query` done), or raise the driver's error."""
@@ -107,6 +108,15 @@ class Driver(Protocol):
         """Return the session to its base state: stop what runs, roll back, undo what `touched` says.
 
         Clears `session.touched`. Raises when that cannot be done or proven; the pool then closes."""
+
+    def convert(self, conn: Any, script: str, replan: bool, timeout_s: float) -> None:
+        """Run a script of the pool's own, ASCII, in one round trip outside any transaction, as one transaction.
+
+        Of an idle connection, and not noted as the borrower's. Raises the driver's error, or when there is no
+        answer in time; `condition` then says what became of the connection.
+
+        :param replan: the driver's own prepared statements are to be forgotten, here and on the server
+        """
 
     def cancel(self, conn: Any) -> None:
         """Ask the server to stop the query that runs now."""
@@ -151,6 +161,7 @@ class AsyncDriver(Protocol):
     name: str
     weak: bool
     cancellable: bool
+    carries: bool
 
     def settle(self, conn: Any) -> None: ...
     def session(self, conn: Any) -> Session: ...
@@ -165,6 +176,7 @@ class AsyncDriver(Protocol):
     def connect(self, timeout_s: float) -> Awaitable[Any]: ...
     def ping(self, conn: Any, timeout_s: float) -> Awaitable[None]: ...
     def reset(self, conn: Any, touched: int, timeout_s: float) -> Awaitable[None]: ...
+    def convert(self, conn: Any, script: str, replan: bool, timeout_s: float) -> Awaitable[None]: ...
     def cancel(self, conn: Any) -> Awaitable[None]: ...
     def close(self, conn: Any, handle: Any, timeout_s: float) -> Awaitable[None]: ...
     def leave(self, conn: Any, failed: bool) -> Awaitable[None]: ...

@@ -49,6 +49,7 @@ class DbApiDriver:
     """Implements `base.Driver`."""
 
     name = "dbapi"
+    carries = False
 
     def __init__(
         self,
@@ -192,6 +193,9 @@ class DbApiDriver:
         if self._options.reset == "always" and self._options.init_query:
             self._run(conn, self._options.init_query)
         self._sessions[id(conn)].touched = 0
+
+    def convert(self, conn: Any, script: str, replan: bool, timeout_s: float) -> None:
+        raise TypeError("what this connection carries is not known")
 
     def ping(self, conn: Any, timeout_s: float) -> None:
         self._run(conn, _PING)

@@ -98,6 +98,9 @@ class PsycopgDriver(shared.Common):
             pause_s *= 2
         self._run(conn, shared.reset(conn, touched, self._options), deadline, "the reset")
 
+    def convert(self, conn: Any, script: str, replan: bool, timeout_s: float) -> None:
+        self._run(conn, shared.convert(conn, script, replan), monotonic() + timeout_s, "the settings")
+
     def cancel(self, conn: Any) -> None:
         conn.cancel_safe(timeout=shared.CANCEL_TIMEOUT_S)
 

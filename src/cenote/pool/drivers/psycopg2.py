@@ -77,6 +77,7 @@ class Psycopg2Driver:
     name = "psycopg2"
     weak = True
     cancellable = True
+    carries = True
 
     def __init__(self, dsn: base.Credentials, connect_args: base.ConnectArgs, options: PoolOptions) -> None:
         self._dsn = dsn
@@ -275,6 +276,11 @@ class Psycopg2Driver:
             if not (conn.get_parameter_status("DateStyle") or "ISO").startswith("ISO"):
                 lease.alone(conn, "SET datestyle TO 'ISO'")  # psycopg2 reads no other; it set it when connecting
             self._restore(conn, wanted)  # what the server said to that
+
+    def convert(self, conn: Any, script: str, replan: bool, timeout_s: float) -> None:
+        if script:  # psycopg2 prepares nothing by itself
+            with _Guard(conn, timeout_s, "settings"):
+                lease.alone(conn, script)
 
     def ping(self, conn: Any, timeout_s: float) -> None:
         with _Guard(conn, timeout_s, "ping"):

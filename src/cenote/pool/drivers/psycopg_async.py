@@ -105,6 +105,9 @@ class AsyncPsycopgDriver(shared.Common):
             pause_s *= 2
         await self._run(conn, shared.reset(conn, touched, self._options), deadline, "the reset")
 
+    async def convert(self, conn: Any, script: str, replan: bool, timeout_s: float) -> None:
+        await self._run(conn, shared.convert(conn, script, replan), monotonic() + timeout_s, "the settings")
+
     async def cancel(self, conn: Any) -> None:
         await conn.cancel_safe(timeout=shared.CANCEL_TIMEOUT_S)
 

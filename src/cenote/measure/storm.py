@@ -1,0 +1,141 @@
+"""A storm of requests, four ways side by side: no pool, local pools, local pools under a budget, one proxy.
+
+The requests are drawn once and every way gets the same ones. Simulated here; `measure/storm_real.py` does the same
+to a real server. It returns figures and prints nothing.
+"""
+
+import json
+import time
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cenote.errors import ConfigError
+from cenote.measure.scenario import Costs, Scenario, Server, parse
+from cenote.measure.simulation import WAYS, Outcome, simulate
+
+
+@dataclass(frozen=True, slots=True)
+class Storm:
+    """What became of the requests, each way.
+
+    wall_s: what each way took to simulate, or to run
+    """
+
+    scenario: Scenario
+    outcomes: tuple[Outcome, ...]
+    wall_s: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Progress of one way."""
+
+    way: str
+    ended: int
+    requests: int
+
+
+def run(scenario: Scenario, ways: Sequence[str] = WAYS, tell: Callable[[Moment], None] = lambda _: None) -> Storm:
+    """Simulate each of these ways."""
+    requests = scenario.requests()
+    outcomes, walls = [], []
+    for way in ways:
+        began = time.perf_counter()
+
+        def progress(ended: int, way: str = way) -> None:
+            tell(Moment(way, ended, len(requests.at_s)))
+
+        progress(0)
+        outcomes.append(simulate(scenario, way, requests, progress))
+        walls.append(time.perf_counter() - began)
+    return Storm(scenario, tuple(outcomes), tuple(walls))
+
+
+def changed(scenario: Scenario, words: Sequence[str]) -> Scenario:
+    """The scenario with `table.option=value` of the command line in it.
+
+    :raises ConfigError: what is not understood, or does not fit
+    """
+    tables: dict[str, Any] = {}
+    problems = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        table, dot, option = name.strip().partition(".")
+        try:
+            if not (equals and dot):
+                raise tomllib.TOMLDecodeError
+            tables.setdefault(table, {})[option] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            problems.append(f"set = {word!r}: must be table.option=value, such as clients.instances=50")
+    if problems:
+        raise ConfigError(problems)
+    given = as_tables(scenario)
+    for table, options in tables.items():
+        given[table] = {**given.get(table, {}), **options}
+    return parse(_toml(given), scenario.title)
+
+
+def as_tables(scenario: Scenario) -> dict[str, Any]:
+    """The scenario as its file would have it, with every default."""
+    given: dict[str, Any] = {}
+    for name in Scenario.__dataclass_fields__:
+        value = getattr(scenario, name)
+        if isinstance(value, (str, int)):
+            given[name] = value
+        elif value is not None:
+            given[name] = {option: getattr(value, option) for option in value.__dataclass_fields__}
+    return given
+
+
+def as_toml(scenario: Scenario) -> str:
+    """The scenario as a file, with every default."""
+    return _toml(as_tables(scenario))
+
+
+def _toml(given: Mapping[str, Any]) -> str:
+    """JSON's texts and numbers are TOML's too."""
+    words = [f"{name} = {json.dumps(value)}" for name, value in given.items() if not isinstance(value, dict)]
+    for name, table in given.items():
+        if isinstance(table, dict):
+            words.append(f"[{name}]")
+            words += [f"{option} = {json.dumps(value)}" for option, value in table.items()]
+    return "\n".join(words)
+
+
+def with_costs(scenario: Scenario, path: Path) -> Scenario:
+    """The scenario with measured costs: the JSON of `cenote size`, or `{"storm_costs": {"query_ms": ...}}`.
+
+    Of `cenote size` the law is taken, which knows the CPUs' bound already, and what its queries took alone; or
+    what pg_stat_statements says they take on average, where the server had it.
+
+    :raises ConfigError: it cannot be read, or is neither
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if "storm_costs" in found:
+            costs = {name: float(value) for name, value in found["storm_costs"].items()}
+            return changed(scenario, [f"costs.{name}={value}" for name, value in costs.items()])
+        fit = found["fit"]
+        query_s = 1 / float(fit["rate"])
+        if found.get("statements"):
+            calls = sum(each["calls"] for each in found["statements"])
+            query_s = sum(each["calls"] * each["mean_s"] for each in found["statements"]) / calls
+        law = Costs(
+            **{name: getattr(scenario.costs, name) for name in Costs.__dataclass_fields__}
+            | {"query_ms": query_s * 1e3, "wait_ms": 0.0}
+            | {name: float(fit[name]) for name in ("contention", "coherency")}
+        )
+        most = max(level["connections"] for level in found["levels"])
+        server = Server(most, scenario.server.max_connections, scenario.server.reserved)
+        return replace(scenario, costs=law, server=server)
+    except OSError as error:
+        raise ConfigError([f"costs = {str(path)!r}: {error.strerror}"]) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            [f"costs = {str(path)!r}: this is not what cenote size --json writes, nor has it storm_costs"]
+        ) from None
