@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 BACKLOG_BYTES = 16_777_216
 #: How long a client is held while its channels are handed over: the server may be slow to empty its queue.
 HANDOVER_S = 2.0
-AGAIN_S = 30.0  # and how long it is let alone after that
+AGAIN_S = 10.0  # and how long it is let alone after that
 _TRIES = 5
 _IDLE = 0x49
 _LISTEN = str(Pinned.LISTEN)
