@@ -70,11 +70,8 @@ app.command()(serve)
 app.command("check-config")(check_config)
 app.command()(demo)
 app.command()(report)
-
 app.command()(cost)
-
 app.command()(doctor)
-
 app.command()(options)
 app.command()(size)
 app.command()(storm)
