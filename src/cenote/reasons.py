@@ -156,7 +156,7 @@ TEXT: dict[str, dict[str, str]] = {
 ADVICE: dict[str, str] = {
     "temporary_objects": "drop temporary tables when done, or create them ON COMMIT DROP in a transaction",
     "advisory_locks": "pg_advisory_xact_lock ends with the transaction; session locks last until unlocked",
-    "listen": "give listeners a pool of their own, and UNLISTEN when done",
+    "listen": "one connection listens for all clients where max_size is 2 or more and max_pinned leaves room",
     "held_cursors": "close cursors WITH HOLD, or fetch within the transaction",
     "prepared_by_sql": "use the driver's prepared statements (protocol level) instead of PREPARE by SQL",
     "sequences": "INSERT ... RETURNING gives the value without currval; DISCARD SEQUENCES ends the pin",

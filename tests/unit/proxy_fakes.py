@@ -133,6 +133,7 @@ def fake_pool(config: Config, database: str, user: str) -> Any:
         unlisted=0,
         recovered_plans=0,
         replays=0,
+        listener=SimpleNamespace(server=None, ears=list, delivered=0, gaps=0, look=lambda now: None),
         pins={},
         pinned=0,
         transaction_s=Histogram(),

@@ -12,8 +12,9 @@ import pytest
 
 from cenote.errors import ConfigError
 from cenote.measure import ink
+from cenote.measure.outcome import WAYS, Outcome
 from cenote.measure.scenario import Clients, Costs, Deploy, Load, Restart, Scenario, Server, included, load, parse
-from cenote.measure.simulation import WAYS, Outcome, Simulation, simulate
+from cenote.measure.simulation import Simulation, simulate
 from cenote.measure.station import NEVER, Station
 from cenote.measure.storm import as_tables, as_toml, changed, run, with_costs
 from cenote.measure.storm_findings import HEADINGS, as_dict, explained, rows

@@ -10,6 +10,7 @@ from cenote._version import __version__
 from cenote.cli.check_config import check_config
 from cenote.cli.cost import cost
 from cenote.cli.demo import demo
+from cenote.cli.doctor import doctor
 from cenote.cli.options import options
 from cenote.cli.report import report
 from cenote.cli.serve import serve
@@ -33,6 +34,10 @@ For any driver in any language, as a daemon before the server (without a URL: a 
 
     cenote serve postgresql://...
 
+Is a running daemon ready for transaction mode, and what pins its clients:
+
+    cenote report postgresql://admin@127.0.0.1:6432/cenote
+
 See what that changes, on a private server, in under a minute:
 
     cenote demo
@@ -49,9 +54,9 @@ See what happens when thousands of clients arrive at once (simulated; no server 
 
     cenote storm thousand-functions
 
-See what keeps the clients of a running daemon from sharing connections, and who sends it:
+Which limits bite on your server, on the way to it and on this machine, and what to do:
 
-    cenote report postgresql://admin@127.0.0.1:6432/cenote
+    cenote doctor postgresql://...
 """
 
 app = typer.Typer(
@@ -66,6 +71,7 @@ app.command("check-config")(check_config)
 app.command()(demo)
 app.command()(report)
 app.command()(cost)
+app.command()(doctor)
 app.command()(options)
 app.command()(size)
 app.command()(storm)

@@ -5,7 +5,7 @@ and only to a terminal, the result to standard output.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated
@@ -18,14 +18,13 @@ from rich.table import Table
 from rich.text import Text
 
 from cenote.cli.endings import plain_endings
+from cenote.cli.instrument import AsJson, Plot, check_files
 from cenote.config import Option
-from cenote.errors import ConfigError, MissingDependency
-from cenote.measure.demo import Moment, Result, Setup, Side, run
+from cenote.measure.demo import WAYS, Moment, Result, Setup, Side, run
 from cenote.measure.findings import as_dict, conclusion, duration, mebibytes, percent, times
 from cenote.measure.load import ROWS
 
 _PIPED_WIDTH = 110
-_PICTURES = (".png", ".svg")
 _DEFAULTS = Setup()
 
 
@@ -47,19 +46,22 @@ def demo(
     pool_size: Annotated[int, typer.Option(help=_help("pool_size"))] = _DEFAULTS.pool_size,
     max_connections: Annotated[int, typer.Option(help=_help("max_connections"))] = _DEFAULTS.max_connections,
     seconds: Annotated[float, typer.Option(help=_help("seconds"))] = _DEFAULTS.seconds,
+    serverless: Annotated[int, typer.Option(help=_help("serverless"))] = _DEFAULTS.serverless,
     postgres: Annotated[
         int, typer.Option(help="Major version of the private server: 16 or 18.")
     ] = _DEFAULTS.postgres,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw it, as .png or .svg.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write every figure as JSON, no table.")] = False,
+    plot: Plot = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Many callers at once on a private server: a connection for each request, then a pool, side by side.
+    """Many callers at once: a connection for each request, a pool, and the proxy, side by side.
 
-    The server is started for this and removed afterwards; nothing else on this machine is touched. How to read
-    the table: docs/demo.md.
+    Then the serverless case: short-lived tasks that connect once each, directly and through the proxy.
+
+    Servers and proxy are started for this and removed afterwards; nothing else on this machine is touched. How to
+    read the table: docs/demo.md.
     """
     with plain_endings():
-        draw = _drawer(plot) if plot is not None else None
+        check_files(plot)
         setup = Setup(
             clients=clients,
             requests=requests,
@@ -67,35 +69,20 @@ def demo(
             pool_size=pool_size,
             max_connections=max_connections,
             seconds=seconds,
+            serverless=serverless,
             postgres=postgres,
         )
         setup.check()
         with _Show(setup) as show:
             result = run(setup, show.tell)
-        if draw is not None:
-            draw(result)
+        if plot is not None:
+            from cenote.measure.plot import draw
+
+            draw(result, plot)
         if as_json:
             typer.echo(json.dumps(as_dict(result), indent=2))
         else:
             _print(result, plot)
-
-
-def _drawer(path: Path) -> Callable[[Result], None]:
-    """What draws to `path`. All that can be wrong with it is found before the minute of measuring."""
-    problems = []
-    if path.suffix.lower() not in _PICTURES:
-        problems.append(f"plot = {str(path)!r}: the name must end in {' or '.join(_PICTURES)}")
-    if not path.absolute().parent.is_dir():
-        problems.append(f"plot = {str(path)!r}: there is no directory {path.absolute().parent}")
-    if problems:
-        raise ConfigError(problems)
-    try:
-        from cenote.measure.plot import draw
-    except ImportError as error:
-        raise MissingDependency(
-            f'--plot needs {error.name}, which is not installed: pip install "cenote[measure]"'
-        ) from None
-    return lambda result: draw(result, path)
 
 
 class _Show:
@@ -105,7 +92,11 @@ class _Show:
         self._titles = {
             "direct": "a connection for each request",
             "pool": f"a pool of {setup.pool_size}",
+            "proxy": f"a proxy with {setup.pool_size} behind it",
         }
+        if setup.serverless:
+            self._titles["serverless_direct"] = "short-lived tasks, directly"
+            self._titles["serverless_proxy"] = "short-lived tasks, through the proxy"
         console = Console(stderr=True)
         self._progress = Progress(
             SpinnerColumn(finished_text=" "),
@@ -118,7 +109,9 @@ class _Show:
         )
         total = setup.clients * setup.requests
         self._tasks = {
-            way: self._progress.add_task(title, total=total, start=False, moment=None)
+            way: self._progress.add_task(
+                title, total=total if way in WAYS else setup.serverless, start=False, moment=None
+            )
             for way, title in self._titles.items()
         }
 
@@ -175,54 +168,77 @@ def _print(result: Result, plot: Path | None) -> None:
         f"PostgreSQL {setup.postgres}, max_connections = {setup.max_connections}; {machine['cpus']} CPUs, "
         f"{machine['system']}, Python {machine['python']}, cenote {machine['cenote']}, core: {machine['core']}"
     )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    table.add_column("connection per request", justify="right")
-    table.add_column(f"pool of {setup.pool_size}", justify="right", style="bold")
-    table.add_column("the pool against that")
-    for row in _rows(result.direct, result.pool):
-        table.add_row(*row)
-    console.print(table)
+    names = ["one per request", f"pool of {setup.pool_size}", f"proxy with {setup.pool_size}"]
+    console.print(_table("", names, "against the first", result.sides))
+    if result.serverless:
+        title = f"{setup.serverless:,} short-lived tasks at once"
+        console.print(_table(title, ["directly", "through the proxy"], "against that", result.serverless))
     console.print(conclusion(result))
     if plot is not None:
         console.print(f"Picture: {plot}")
 
 
-def _rows(direct: Side, pool: Side) -> list[tuple[str, str, str, str]]:
-    both = (direct, pool)
-    rows = [_row("requests", [f"{side.requests:,}" for side in both], "the same callers, moments and keys")]
+def _table(title: str, names: list[str], remark: str, sides: Sequence[Side]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(title)
+    for name in names:
+        table.add_column(name, justify="right")
+    table.add_column(remark)
+    for row in _rows(sides):
+        table.add_row(*row)
+    return table
+
+
+def _rows(sides: Sequence[Side]) -> Iterator[list[str]]:
+    yield ["requests", *(f"{side.requests:,}" for side in sides), "same moments and keys"]
     for word in ("answered", "refused", "failed", "unfinished"):
-        counts = [getattr(side, word) for side in both]
+        counts = [getattr(side, word) for side in sides]
         if word in {"answered", "refused"} or any(counts):
-            shown = [f"{n:,} ({percent(n, side.requests)})" for n, side in zip(counts, both, strict=True)]
-            rows.append(_row(word, shown, _against(*counts)))
+            shown = [f"{n:,} ({percent(n, side.requests)})" for n, side in zip(counts, sides, strict=True)]
+            yield [word, *shown, _against(counts)]
     for share in (50, 95, 99):
-        latencies = [side.latency_s(share / 100) for side in both]
+        latencies = [side.latency_s(share / 100) for side in sides]
         shown = ["-" if value is None else duration(value) for value in latencies]
-        rows.append(_row(f"latency of the answered, p{share}", shown, _against(*latencies)))
-    measured: list[tuple[str, list[float | None], Callable[[float], str]]] = [
-        ("server connections opened", [side.opened for side in both], _count),
-        ("backend processes, peak", [side.peak_backends for side in both], _count),
-        ("backend memory (PSS), peak", [side.peak_memory_bytes for side in both], mebibytes),
-        ("server CPU", [side.server_cpu_s for side in both], duration),
-        ("server CPU for each answer", [side.server_cpu_per_answer_s for side in both], duration),
-        ("callers' CPU for each answer", [side.callers_cpu_per_answer_s for side in both], duration),
-        ("sockets left in TIME_WAIT", [side.time_wait for side in both], _count),
-    ]
-    for name, values, show in measured:
-        rows.append(_row(name, ["not known" if v is None else show(v) for v in values], _against(*values)))
-    return rows
+        yield [f"latency of the answered, p{share}", *shown, _against(latencies)]
+    for name, field, show in _MEASURED:
+        values = [getattr(side, field) for side in sides]
+        yield [name, *("not known" if v is None else show(v) for v in values), _against(values)]
+    for name, field, show in _PROXY:
+        yield [name, *(_of_proxy(side, field, show) for side in sides), ""]
 
 
-def _row(name: str, shown: list[str], remark: str) -> tuple[str, str, str, str]:
-    return name, shown[0], shown[1], remark
+def _of_proxy(side: Side, field: str, show: Callable[[float], str]) -> str:
+    if not side.way.endswith("proxy"):
+        return "-"
+    value = getattr(side, field)
+    return "not known" if value is None else show(value)
 
 
-def _against(direct: float | None, pool: float | None) -> str:
-    if direct is None or pool is None or not direct:
+def _against(values: Sequence[float | None]) -> str:
+    """Each but the first as a share or multiple of the first."""
+    first, *others = values
+    if not first:
         return ""
-    return times(direct, pool).removesuffix(" of") if pool else "none"
+    return "; ".join(
+        "" if value is None else times(first, value).removesuffix(" of") if value else "none" for value in others
+    )
 
 
 def _count(value: float) -> str:
     return f"{value:,.0f}"
+
+
+_MEASURED: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("server connections opened", "opened", _count),
+    ("backend processes, peak", "peak_backends", _count),
+    ("backend memory (PSS), peak", "peak_memory_bytes", mebibytes),
+    ("server CPU", "server_cpu_s", duration),
+    ("server CPU for each answer", "server_cpu_per_answer_s", duration),
+    ("callers' CPU for each answer", "callers_cpu_per_answer_s", duration),
+    ("sockets left in TIME_WAIT", "time_wait", _count),
+)
+_PROXY: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("the proxy's own CPU", "proxy_cpu_s", duration),
+    ("the same for each answer", "proxy_cpu_per_answer_s", duration),
+    ("the proxy's memory (PSS), peak", "proxy_memory_bytes", mebibytes),
+)

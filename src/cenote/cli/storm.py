@@ -110,7 +110,7 @@ def _need_numpy() -> None:
 
 
 def _ways(asked: list[str], real: bool) -> tuple[str, ...]:
-    from cenote.measure.simulation import WAYS
+    from cenote.measure.outcome import WAYS
     from cenote.measure.storm_real import REAL_WAYS
 
     known = REAL_WAYS if real else WAYS

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from time import monotonic, process_time
 from typing import Any
@@ -28,6 +29,10 @@ from cenote.pool.aio import AsyncPool
 _TOO_MANY = ("too many clients already", "remaining connection slots are reserved")
 _TELL_EVERY_S = 0.1
 _SEED = 53300
+
+
+Ask = Callable[[int], Awaitable[Any]]
+"""Ask for an account's balance, one way or another."""
 
 
 class Callers:
@@ -44,7 +49,9 @@ class Callers:
     async def run(self) -> Report:
         """Send every request of the plan, and report."""
         if self._plan.way == "direct":
-            return await self._call(self._ask_directly)
+            return await self._call(lambda: nullcontext(self._ask_directly))
+        if self._plan.way == "kept":
+            return await self._call(lambda: _Kept(self._plan.dsn))
         # Opened in the moment the callers arrive, so its connections are part of what they wait for.
         size = self._plan.pool_size
         async with AsyncPool(self._plan.dsn, name="demo", min_size=size, max_size=size) as pool:
@@ -52,14 +59,14 @@ class Callers:
             async def ask(account: int) -> Any:
                 return await pool.fetch_value(SQL, (account,))
 
-            report = await self._call(ask)
+            report = await self._call(lambda: nullcontext(ask))
             opened = sum(pool.stats().opened.values())
         return replace(report, opened=opened)
 
-    async def _call(self, ask: Callable[[int], Awaitable[Any]]) -> Report:
+    async def _call(self, way: Callable[[], AbstractAsyncContextManager[Ask]]) -> Report:
         plan = self._plan
         started, cpu = monotonic(), process_time()
-        callers = [asyncio.create_task(self._caller(number, ask, started)) for number in range(plan.clients)]
+        callers = [asyncio.create_task(self._caller(number, way, started)) for number in range(plan.clients)]
         _, late = await asyncio.wait(callers, timeout=plan.bound_s)
         seconds, cpu = monotonic() - started, process_time() - cpu
         for caller in late:
@@ -77,16 +84,19 @@ class Callers:
             cpu_s=cpu,
         )
 
-    async def _caller(self, number: int, ask: Callable[[int], Awaitable[Any]], started: float) -> None:
+    async def _caller(
+        self, number: int, way: Callable[[], AbstractAsyncContextManager[Ask]], started: float
+    ) -> None:
         draw = random.Random(_SEED + number)  # the same accounts, whichever the way
         free = started
-        for turn in range(self._plan.requests):
-            due = started + turn * self._plan.every_s
-            await asyncio.sleep(max(0.0, due - monotonic()))
-            await self._request(ask, draw.randint(1, ROWS), since=max(due, free))
-            free = monotonic()
+        async with way() as ask:
+            for turn in range(self._plan.requests):
+                due = started + turn * self._plan.every_s
+                await asyncio.sleep(max(0.0, due - monotonic()))
+                await self._request(ask, draw.randint(1, ROWS), since=max(due, free))
+                free = monotonic()
 
-    async def _request(self, ask: Callable[[int], Awaitable[Any]], account: int, since: float) -> None:
+    async def _request(self, ask: Ask, account: int, since: float) -> None:
         try:
             answer = await ask(account)
         except errors.AcquireRefused as error:
@@ -116,6 +126,27 @@ class Callers:
     def _fail(self, reason: str) -> None:
         self.counts.failed += 1
         self._failed[reason] += 1
+
+
+class _Kept:
+    """One caller's own connection: opened for the first request, kept for the others."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._conn: psycopg.AsyncConnection[Any] | None = None
+
+    async def __aenter__(self) -> Ask:
+        return self._ask
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._conn is not None:
+            await self._conn.close()
+
+    async def _ask(self, account: int) -> Any:
+        if self._conn is None or self._conn.closed:
+            self._conn = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
+        row = await (await self._conn.execute(SQL, (account,))).fetchone()
+        return row[0] if row else None
 
 
 def _is_refusal(error: BaseException) -> bool:

@@ -1,34 +1,41 @@
-"""The demonstration: the same requests with a connection for each, then through a pool, side by side.
+"""The demonstration: the same requests with a connection for each, through a pool, and through the proxy.
 
-Both ways get a new server of their own, the same table, the same callers, the same moments and the same
-queries, and nothing is prepared for one that the other does not have. It measures and returns figures;
+Every way gets a new server of its own, the same table, the same callers, the same moments and the same
+queries, and nothing is prepared for one that the others do not have. It measures and returns figures, and draws
+no conclusion.
 """
 
 import os
 import platform
 import resource
-import selectors
-import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from cenote._build import is_compiled
 from cenote._version import __version__
 from cenote.config import Option
 from cenote.embedded import Postgres
+from cenote.embedded.configuration import literal
 from cenote.embedded.install import VERSIONS
-from cenote.errors import CenoteError, ConfigError, MissingDependency
-from cenote.measure.load import MAKE_TABLE, Counts, Plan, Report, callers, files_needed, heard
-from cenote.measure.proc import UNKNOWN, Backends, ServerProcesses
+from cenote.errors import ConfigError, MissingDependency
+from cenote.measure.load import MAKE_TABLE, Counts, Plan, callers, files_needed
+from cenote.measure.onlooker import Onlooker, cpu_when_quiet
+from cenote.measure.proc import UNKNOWN, Backends, ServerProcesses, process_cpu_s
+from cenote.measure.served import Served, need_packages, served
 
-WAYS = ("direct", "pool")
+WAYS = ("direct", "pool", "proxy")
+SERVERLESS = ("serverless_direct", "serverless_proxy")
+_CALLERS = {
+    "direct": "direct",
+    "pool": "pool",
+    "proxy": "kept",
+    "serverless_direct": "direct",
+    "serverless_proxy": "direct",
+}
 _RESERVED = 3  # superuser_reserved_connections
-_SAMPLE_EVERY_S = 0.1
-_SAMPLING_SHARE = 0.1
 _GRACE_S = 15.0
-_BACKENDS_END_WITHIN_S = 5.0
 
 # Settings that are not the embedded server's: autovacuum workers would be taken for backends.
 _SETTINGS: Mapping[str, str | int | bool] = {"autovacuum": False}
@@ -48,10 +55,11 @@ class Setup:
     clients: int = _option(1000, "callers that ask at the same moment", low=1, high=10_000)
     requests: int = _option(5, "requests of each caller, one after the other", low=1, high=1000)
     every: float = _option(2.0, "all callers ask again after this", unit="seconds", low=0, high=60)
-    pool_size: int = _option(10, "connections of the pool", low=1, high=1000)
+    pool_size: int = _option(10, "connections of the pool, and of the proxy", low=1, high=1000)
     max_connections: int = _option(100, "what the server allows", low=10, high=1000)
-    seconds: float = _option(
-        20.0, "the longest each of the two runs may take", unit="seconds", low=0, above=True, high=50
+    seconds: float = _option(20.0, "the longest each run may take", unit="seconds", low=0, above=True, high=50)
+    serverless: int = _option(
+        1000, "short-lived tasks that connect once, ask once and leave; 0 leaves them out", low=0, high=10_000
     )
     postgres: int = _option(max(VERSIONS), "major version of the embedded server", choices=())
 
@@ -77,9 +85,12 @@ class Setup:
                 f"of which {_RESERVED} are kept for superusers: use {usable} at most"
             )
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if hard != resource.RLIM_INFINITY and files_needed(self.clients) > hard:
+        for name in ("clients", "serverless"):
+            number = getattr(self, name)
+            if hard == resource.RLIM_INFINITY or files_needed(number) + self.pool_size <= hard:
+                continue
             yield (
-                f"clients = {self.clients}: this process may open {hard} files, and each caller needs one: "
+                f"{name} = {number}: this process may open {hard} files, and each caller needs one: "
                 "raise the limit (ulimit -Hn) or use fewer"
             )
         if (self.requests - 1) * self.every >= self.seconds:
@@ -109,7 +120,9 @@ class Side:
     server_cpu_s: of all server processes, from before the first connection until the last one has ended
     callers_cpu_s: of the callers' process, the time in the driver included
     sampling_cpu_s: of the watching process, for comparison
-    time_wait: sockets in TIME_WAIT on the server's port at the end
+    time_wait: sockets in TIME_WAIT on the server's port, and the proxy's, at the end
+    proxy_cpu_s, proxy_memory_bytes: of the proxy's process: CPU while the callers ran, the highest PSS of the
+        samples; None where there is no proxy, or /proc does not tell
     """
 
     way: str
@@ -130,6 +143,8 @@ class Side:
     sampling_cpu_s: float
     time_wait: int | None
     samples: tuple[Sample, ...]
+    proxy_cpu_s: float | None = None
+    proxy_memory_bytes: int | None = None
 
     def latency_s(self, share: float) -> float | None:
         """The latency that `share` (0 to 1) of the answered requests did not exceed; None without any."""
@@ -146,21 +161,34 @@ class Side:
     def callers_cpu_per_answer_s(self) -> float | None:
         return self.callers_cpu_s / self.answered if self.answered else None
 
+    @property
+    def proxy_cpu_per_answer_s(self) -> float | None:
+        if self.proxy_cpu_s is None or not self.answered:
+            return None
+        return self.proxy_cpu_s / self.answered
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Both sides and where they were measured."""
+    """All sides and where they were measured. serverless: directly and through the proxy; empty: left out."""
 
     setup: Setup
     machine: dict[str, str | int]
     direct: Side
     pool: Side
+    proxy: Side
+    serverless: tuple[Side, ...] = ()
+
+    @property
+    def sides(self) -> tuple[Side, Side, Side]:
+        return self.direct, self.pool, self.proxy
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
     """The progress of one way: how many requests ended how, and the server's processes.
 
+    way: one of `WAYS` or `SERVERLESS`
     stage: "starting" the server, "running", or "ended"
     backends: now; in the stage "ended" the peaks
     """
@@ -172,7 +200,7 @@ class Moment:
 
 
 def run(setup: Setup, tell: Callable[[Moment], None] = lambda _: None) -> Result:
-    """Run both ways, one after the other. Takes up to twice `setup.seconds` and some seconds more.
+    """Run every way, one after the other. Each takes up to `setup.seconds`, and all some seconds more.
 
     :param tell: called several times a second with the progress
     :raises ConfigError: naming every problem of `setup`
@@ -185,8 +213,10 @@ def run(setup: Setup, tell: Callable[[Moment], None] = lambda _: None) -> Result
         raise MissingDependency(
             'the demo needs psycopg, which is not installed: pip install "cenote[embedded]"'
         ) from None
+    need_packages()
     setup.check()
-    direct, pool = (_run_side(way, setup, tell) for way in WAYS)
+    direct, pool, proxy = (_run_side(way, setup, tell) for way in WAYS)
+    serverless = tuple(_run_side(way, setup, tell) for way in SERVERLESS) if setup.serverless else ()
     machine: dict[str, str | int] = {
         "cenote": __version__,
         "core": "compiled" if is_compiled() else "pure Python",
@@ -195,25 +225,60 @@ def run(setup: Setup, tell: Callable[[Moment], None] = lambda _: None) -> Result
         "cpus": os.cpu_count() or 0,
         "system": f"{platform.system()} {platform.machine()}",
     }
-    return Result(setup, machine, direct, pool)
+    return Result(setup, machine, direct, pool, proxy, serverless)
 
 
 def _run_side(way: str, setup: Setup, tell: Callable[[Moment], None]) -> Side:
     tell(Moment(way, "starting"))
-    # A server of its own: no warm cache, no sockets and no CPU account left from the other way.
+    # A server of its own: no warm cache, no sockets and no CPU account left from the other ways.
     settings = {**_SETTINGS, "max_connections": setup.max_connections}
     with Postgres(setup.postgres, settings=settings) as server:
         server.psql(MAKE_TABLE)
+        sessions = _sessions(server)
         processes = ServerProcesses(server.pid, server.port)
         cpu = processes.cpu_s()
-        watch = _Watch(way, processes, tell)
-        with callers(_plan(way, setup, server.dsn)) as process:
-            report = watch.until_report(process, setup.seconds + _GRACE_S)
-        cpu_after = _cpu_when_quiet(processes)
-        time_wait = processes.time_wait()
-    side = Side(
+        clients = setup.serverless if way in SERVERLESS else setup.clients
+        with ExitStack() as stack:
+            proxy = None
+            if way.endswith("proxy"):
+                proxy = stack.enter_context(served(server, size=setup.pool_size, clients=clients))
+            plan = _plan(way, setup, server.dsn if proxy is None else proxy.dsn, clients)
+            side = _watched(plan, way, processes, proxy, tell)
+        cpu_after = cpu_when_quiet(processes)
+        side = replace(
+            side,
+            # Behind a proxy the callers know of their own connections only.
+            opened=side.opened if proxy is None else _sessions(server) - sessions,
+            server_cpu_s=None if cpu is None or cpu_after is None else max(0.0, cpu_after - cpu),
+            time_wait=processes.time_wait(server.port, *([] if proxy is None else [proxy.port])),
+        )
+    counts = Counts(side.answered, side.refused, side.failed)
+    tell(Moment(way, "ended", counts, Backends(side.peak_backends, side.peak_memory_bytes)))
+    return side
+
+
+def _sessions(server: Postgres) -> int:
+    """How many sessions the callers' database has had. (A session is counted when it ends, at the latest.)"""
+    question = f"SELECT sessions FROM pg_stat_database WHERE datname = {literal(server.database)}"
+    return int(server.psql(question, database="postgres"))
+
+
+def _watched(
+    plan: Plan, way: str, processes: ServerProcesses, proxy: Served | None, tell: Callable[[Moment], None]
+) -> Side:
+    """What the callers and their onlooker report; the server's account is still open."""
+
+    def told(counts: Counts, backends: Backends) -> None:
+        tell(Moment(way, "running", counts, backends))
+
+    onlooker = Onlooker(processes, None if proxy is None else proxy.pid, told)
+    before = None if proxy is None else process_cpu_s(proxy.pid)
+    with callers(plan) as process:
+        report = onlooker.until_report(process, plan.bound_s + _GRACE_S)
+    after = None if proxy is None else process_cpu_s(proxy.pid)
+    return Side(
         way=way,
-        requests=setup.clients * setup.requests,
+        requests=plan.clients * plan.requests,
         answered=len(report.latencies_s),
         refused=sum(report.refused.values()),
         failed=sum(report.failed.values()),
@@ -223,84 +288,32 @@ def _run_side(way: str, setup: Setup, tell: Callable[[Moment], None]) -> Side:
         latencies_s=tuple(report.latencies_s),
         seconds=report.seconds,
         opened=report.opened,
-        peak_backends=_highest(sample.backends for sample in watch.samples),
-        peak_memory_bytes=_highest(sample.memory_bytes for sample in watch.samples),
-        server_cpu_s=None if cpu is None or cpu_after is None else max(0.0, cpu_after - cpu),
+        peak_backends=_highest(look.backends.number for look in onlooker.looks),
+        peak_memory_bytes=_highest(look.backends.memory_bytes for look in onlooker.looks),
+        server_cpu_s=None,
         callers_cpu_s=report.cpu_s,
-        sampling_cpu_s=watch.cpu_s,
-        time_wait=time_wait,
+        sampling_cpu_s=onlooker.cpu_s,
+        time_wait=None,
         samples=tuple(
-            Sample(sample.at_s - report.started_s, sample.backends, sample.memory_bytes)
-            for sample in watch.samples
+            Sample(look.at_s - report.started_s, look.backends.number, look.backends.memory_bytes)
+            for look in onlooker.looks
         ),
+        proxy_cpu_s=None if before is None or after is None else after - before,
+        proxy_memory_bytes=_highest(look.proxy_bytes for look in onlooker.looks),
     )
-    counts = Counts(side.answered, side.refused, side.failed)
-    tell(Moment(way, "ended", counts, Backends(side.peak_backends, side.peak_memory_bytes)))
-    return side
 
 
-def _plan(way: str, setup: Setup, dsn: str) -> Plan:
+def _plan(way: str, setup: Setup, dsn: str, clients: int) -> Plan:
+    once = way in SERVERLESS
     return Plan(
-        way=way,
+        way=_CALLERS[way],
         dsn=dsn,
-        clients=setup.clients,
-        requests=setup.requests,
+        clients=clients,
+        requests=1 if once else setup.requests,
         every_s=setup.every,
         bound_s=setup.seconds,
         pool_size=setup.pool_size,
     )
-
-
-class _Watch:
-    """Reads what the callers tell and samples the server, until the report comes."""
-
-    def __init__(self, way: str, processes: ServerProcesses, tell: Callable[[Moment], None]) -> None:
-        self.samples: list[Sample] = []
-        self.cpu_s = 0.0
-        self._way = way
-        self._processes = processes
-        self._tell = tell
-        self._counts = Counts()
-
-    def until_report(self, process: "subprocess.Popen[bytes]", timeout_s: float) -> Report:
-        """Return the callers' report; raise `CenoteError` when they die without one or exceed `timeout_s`."""
-        assert process.stdout is not None
-        started, cpu = time.monotonic(), time.process_time()
-        next_sample_s = started
-        unread = b""
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            while (now := time.monotonic()) < started + timeout_s:
-                if selector.select(max(0.0, next_sample_s - now)):
-                    piece = os.read(process.stdout.fileno(), 1 << 20)
-                    if not piece:
-                        raise CenoteError(f"the callers' process ended early (exit status {process.wait()})")
-                    *lines, unread = (unread + piece).split(b"\n")
-                    for line in lines:
-                        message = heard(line)
-                        if isinstance(message, Report):
-                            self.cpu_s = time.process_time() - cpu
-                            return message
-                        self._counts = message
-                if time.monotonic() >= next_sample_s:
-                    next_sample_s = self._sample()
-        raise CenoteError(f"the callers did not end within {timeout_s:g} s")
-
-    def _sample(self) -> float:
-        """Take a sample; when to take the next, so that sampling stays a small share of one CPU."""
-        began, cpu = time.monotonic(), time.thread_time()
-        seen = self._processes.backends()
-        self.samples.append(Sample(began, seen.number, seen.memory_bytes))
-        self._tell(Moment(self._way, "running", self._counts, seen))
-        return began + max(_SAMPLE_EVERY_S, (time.thread_time() - cpu) / _SAMPLING_SHARE)
-
-
-def _cpu_when_quiet(processes: ServerProcesses) -> float | None:
-    """The server's CPU time when every backend has ended and is accounted for."""
-    deadline = time.monotonic() + _BACKENDS_END_WITHIN_S
-    while processes.backends().number and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return processes.cpu_s()
 
 
 def _highest(values: Iterator[int | None]) -> int | None:

@@ -13,57 +13,65 @@ from cenote.measure.demo import Result, Side
 
 def as_dict(result: Result) -> dict[str, Any]:
     """Every figure under its name, for JSON; of the latencies the distribution instead of each."""
-    sides: dict[str, Any] = {}
-    for side in (result.direct, result.pool):
-        figures = asdict(side)
-        del figures["latencies_s"]
-        figures["latency_s"] = {f"p{share}": side.latency_s(share / 100) for share in (50, 90, 95, 99, 100)}
-        figures["server_cpu_per_answer_s"] = side.server_cpu_per_answer_s
-        figures["callers_cpu_per_answer_s"] = side.callers_cpu_per_answer_s
-        sides[side.way] = figures
     return {
         "setup": asdict(result.setup),
         "machine": result.machine,
-        **sides,
+        **{side.way: _figures(side) for side in (*result.sides, *result.serverless)},
         "conclusion": conclusion(result),
     }
 
 
+def _figures(side: Side) -> dict[str, Any]:
+    figures = asdict(side)
+    del figures["latencies_s"]
+    figures["latency_s"] = {f"p{share}": side.latency_s(share / 100) for share in (50, 90, 95, 99, 100)}
+    for end in ("server", "callers", "proxy"):
+        figures[f"{end}_cpu_per_answer_s"] = getattr(side, f"{end}_cpu_per_answer_s")
+    return figures
+
+
 def conclusion(result: Result) -> str:
     """What the figures say, in a few sentences."""
-    direct, pool = result.direct, result.pool
     size = result.setup.pool_size
-    sentences = [
-        _fate(direct, "With a connection for each request"),
-        _fate(pool, f"Through a pool of {size}" if size > 1 else "Through a pool of one connection"),
-    ]
-    *shares, last = list(_shares(direct, pool)) or [""]
-    if last:
-        listed = f"{', '.join(shares)} and {last}" if shares else last
-        sentences.append(f"The pool needed {listed}.")
+    connections = f"{size}" if size > 1 else "one connection"
+    ways = (
+        "With a connection for each request",
+        f"Through a pool of {connections}",
+        f"Through a proxy with {size}",
+    )
+    sentences = [_fate(side, way) for side, way in zip(result.sides, ways, strict=True)]
+    for side, name in ((result.pool, "pool"), (result.proxy, "proxy")):
+        *shares, last = list(_shares(result.direct, side)) or [""]
+        if last:
+            listed = f"{', '.join(shares)} and {last}" if shares else last
+            sentences.append(f"The {name} needed {listed}.")
+    if result.serverless:
+        directly, through = result.serverless
+        sentences.append(_fate(directly, "When short-lived tasks connect once each", "tasks"))
+        sentences.append(_fate(through, "When they connect to the proxy", "tasks"))
     return " ".join(sentences)
 
 
-def _fate(side: Side, way: str) -> str:
+def _fate(side: Side, way: str, what: str = "requests") -> str:
     endings = ((side.refused, "refused"), (side.failed, "failed"), (side.unfinished, "not finished"))
     lost = ", ".join(f"{count:,} {word}" for count, word in endings if count)
     everything = side.answered == side.requests
     answered = f"all {side.requests:,}" if everything else f"{side.answered:,} of {side.requests:,}"
     p50 = side.latency_s(0.5)
     median = f", half of them within {duration(p50)}" if p50 is not None else ""
-    return f"{way}, {answered} requests were answered{f' ({lost})' if lost else ''}{median}."
+    return f"{way}, {answered} {what} were answered{f' ({lost})' if lost else ''}{median}."
 
 
-def _shares(direct: Side, pool: Side) -> Iterator[str]:
+def _shares(direct: Side, other: Side) -> Iterator[str]:
     pairs: tuple[tuple[str, float | None, float | None], ...] = (
-        ("server connections", direct.opened, pool.opened),
-        ("backends at the peak", direct.peak_backends, pool.peak_backends),
-        ("backend memory", direct.peak_memory_bytes, pool.peak_memory_bytes),
-        ("server CPU per answer", direct.server_cpu_per_answer_s, pool.server_cpu_per_answer_s),
+        ("server connections", direct.opened, other.opened),
+        ("backends at the peak", direct.peak_backends, other.peak_backends),
+        ("backend memory", direct.peak_memory_bytes, other.peak_memory_bytes),
+        ("server CPU per answer", direct.server_cpu_per_answer_s, other.server_cpu_per_answer_s),
     )
-    for what, one, other in pairs:
-        if one and other:
-            ratio = times(one, other)
+    for what, one, two in pairs:
+        if one and two:
+            ratio = times(one, two)
             yield f"about the same {what}" if ratio == "equal" else f"{ratio} the {what}"
 
 
@@ -85,6 +93,17 @@ def duration(seconds: float) -> str:
     if seconds >= 0.0009995:
         return f"{seconds * 1e3:.3g} ms"
     return f"{seconds * 1e6:.3g} µs"
+
+
+def span(seconds: float) -> str:
+    """Seconds for a reader, however many: "2 h 11 min", "90 s", "12.3 ms"."""
+    if seconds < 10:
+        return duration(seconds)
+    for unit_s, unit, part_s, part in ((86_400, "d", 3600, "h"), (3600, "h", 60, "min")):
+        if seconds >= unit_s:
+            whole, rest = divmod(int(seconds), unit_s)
+            return f"{whole:,} {unit} {rest // part_s} {part}" if rest >= part_s else f"{whole:,} {unit}"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def mebibytes(count: float) -> str:

@@ -43,7 +43,7 @@ def files_needed(clients: int) -> int:
 class Plan:
     """What the callers do.
 
-    way: "direct" opens a connection for each request, "pool" borrows one
+    way: "direct" opens a connection for each request, "pool" borrows one, "kept" has one for each caller
     requests: of each caller, one after the other
     every_s: all callers ask at the same moment, again after this; one that still waits then asks when it is free
     bound_s: what is unfinished then is given up

@@ -72,8 +72,8 @@ class ServerProcesses:
         times = [_cpu_ticks(pid) for pid in (self._pid, *children)]
         return sum(times) / _TICKS_PER_S
 
-    def time_wait(self) -> int | None:
-        """Count the sockets in TIME_WAIT to or from the server's port.
+    def time_wait(self, *ports: int) -> int | None:
+        """Count the sockets in TIME_WAIT to or from these ports; without any, the server's.
 
         They stay for 60 s on the side that closed first, each keeping an address and port in use.
         """
@@ -81,13 +81,7 @@ class ServerProcesses:
             tables = [Path(f"/proc/net/{name}").read_text() for name in ("tcp", "tcp6") if _exists(name)]
         except OSError:
             return None
-        return sum(map(self._count_time_wait, tables)) if tables else None
-
-    def _count_time_wait(self, table: str) -> int:
-        port = f":{self._port:04X}"
-        # The columns: number, local address, remote address, state, ...
-        rows = (line.split(None, 4) for line in table.splitlines()[1:])
-        return sum(row[3] == _TIME_WAIT and (row[1].endswith(port) or row[2].endswith(port)) for row in rows)
+        return sum(_count_time_wait(table, ports or (self._port,)) for table in tables) if tables else None
 
     def _children(self) -> list[int] | None:
         try:
@@ -95,6 +89,26 @@ class ServerProcesses:
         except OSError:
             return None
         return [int(word) for word in text.split()]
+
+
+def process_cpu_s(pid: int) -> float | None:
+    """The CPU time of one process and its ended children since it started; None when it has gone."""
+    return _cpu_ticks(pid) / _TICKS_PER_S if Path(f"/proc/{pid}/stat").exists() else None
+
+
+def process_memory_bytes(pid: int) -> int | None:
+    """The PSS of one process; None when it may not be read, or has gone."""
+    try:
+        return _pss_bytes(Path(f"/proc/{pid}/smaps_rollup").read_bytes())
+    except OSError:
+        return None
+
+
+def _count_time_wait(table: str, ports: tuple[int, ...]) -> int:
+    ends = tuple(f":{port:04X}" for port in ports)
+    # The columns: number, local address, remote address, state, ...
+    rows = (line.split(None, 4) for line in table.splitlines()[1:])
+    return sum(row[3] == _TIME_WAIT and (row[1].endswith(ends) or row[2].endswith(ends)) for row in rows)
 
 
 def _exists(name: str) -> bool:

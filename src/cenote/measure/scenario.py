@@ -189,6 +189,22 @@ def _drawn(scenario: Scenario) -> Requests:
     )
 
 
+def through(scenario: Scenario, requests: Requests) -> Any:
+    """When each request has passed the proxy, whose workers take their requests one after the other.
+
+    The queue needs no events: with equal costs c the n-th leaves at c n + the highest of (its arrival - c times
+    its number) up to it (Lindley's recursion, solved).
+    """
+    cost_s, workers = scenario.costs.proxy_ms / 1e3, scenario.clients.proxy_workers
+    left = np.array(requests.at_s, dtype=float)
+    for worker in range(workers):
+        own = left[worker::workers]
+        number = np.arange(len(own))
+        left[worker::workers] = cost_s * (number + 1) + np.maximum.accumulate(own - cost_s * number)
+    # Workers may overtake each other; the machine is asked in the order of time all the same.
+    return np.maximum.accumulate(left) + scenario.costs.hop_ms / 2e3
+
+
 def _spread(chance: Any, mean: float, deviation: float, number: int) -> Any:
     """Gamma distributed: 1 is the exponential, smaller is narrower, larger has the longer tail."""
     if deviation == 0 or mean == 0:

@@ -9,7 +9,6 @@ one proxy. Same seed, same result.
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any
 
@@ -30,10 +29,10 @@ from cenote.core.machine import (
     Machine,
 )
 from cenote.core.slot import NEVER, Slot
-from cenote.measure.scenario import Requests, Scenario
+from cenote.measure.outcome import Outcome, Sample
+from cenote.measure.scenario import Requests, Scenario, through
 from cenote.measure.station import Station
 
-WAYS = ("none", "local", "budget", "proxy")
 TEMPORARY = "temporary"  # a word of cenote.reasons.Failure: the server is full now
 _MAX_LIFETIME_S, _CHECK_AFTER_S = 1800.0, 30.0  # the defaults of a pool
 _IDLE_SHARE = 5 / 7  # of the budget, as the proxy's defaults of 50 and 70 percent
@@ -44,58 +43,6 @@ _TICK_EVERY_S = 1.0
 _DRAIN_S = 30.0
 _SAMPLES = 200
 _LATE_S = 60.0  # what has not ended so long after the last request never will
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One moment: server connections, those waiting in pools, requests ended since the sample before."""
-
-    at_s: float
-    connections: int
-    waiting: int
-    answered: int
-    refused: int
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of the requests of one way. Each is answered, refused, failed or unfinished.
-
-    latency_s: of the answered, from asking to the answer, in the order of asking
-    refused, failed: how many, by reason
-    opened: server connections; peak: the most at once; rejected: attempts the server refused
-    cpu_s: of the server; seconds: until the last request had ended
-    events: simulated ones; 0 of a real run
-    """
-
-    way: str
-    requests: int
-    latency_s: Any
-    refused: dict[str, int]
-    failed: dict[str, int]
-    unfinished: int
-    opened: int
-    peak: int
-    rejected: int
-    cpu_s: float | None
-    seconds: float
-    samples: tuple[Sample, ...]
-    events: int = 0
-
-    @property
-    def answered(self) -> int:
-        return len(self.latency_s)
-
-    @property
-    def rate(self) -> float:
-        """Answers a second."""
-        return self.answered / self.seconds if self.seconds else 0.0
-
-    def percentile_s(self, share: float) -> float | None:
-        """The latency that `share` (0 to 1) of the answered did not exceed."""
-        if not self.answered:
-            return None
-        return float(np.quantile(self.latency_s, share, method="inverted_cdf"))
 
 
 class Simulation:
@@ -110,7 +57,7 @@ class Simulation:
         self._work: list[float] = requests.work_s.tolist()
         self._wait: list[float] = requests.wait_s.tolist()
         self._instance: list[int] = requests.instance.tolist()
-        self._arrive: list[float] = _through(scenario, requests).tolist() if way == "proxy" else self._asked
+        self._arrive: list[float] = through(scenario, requests).tolist() if way == "proxy" else self._asked
         self._back_s = costs.hop_ms / 2e3 if way == "proxy" else 0.0
         self._connect_s, self._connect_wait_s = costs.connect_ms / 1e3, costs.connect_wait_ms / 1e3
         self._fork_s, self._fork_free = costs.fork_ms / 1e3, 0.0
@@ -457,19 +404,3 @@ def simulate(
 ) -> Outcome:
     """One way through the scenario. `tell` is called a hundred times or so, with the requests that have ended."""
     return Simulation(scenario, way, requests or scenario.requests()).run(tell)
-
-
-def _through(scenario: Scenario, requests: Requests) -> Any:
-    """When each request has passed the proxy, whose workers take their requests one after the other.
-
-    The queue needs no events: with equal costs c the n-th leaves at c n + the highest of (its arrival - c times
-    its number) up to it (Lindley's recursion, solved).
-    """
-    cost_s, workers = scenario.costs.proxy_ms / 1e3, scenario.clients.proxy_workers
-    left = np.array(requests.at_s, dtype=float)
-    for worker in range(workers):
-        own = left[worker::workers]
-        number = np.arange(len(own))
-        left[worker::workers] = cost_s * (number + 1) + np.maximum.accumulate(own - cost_s * number)
-    # Workers may overtake each other; the machine is asked in the order of time all the same.
-    return np.maximum.accumulate(left) + scenario.costs.hop_ms / 2e3

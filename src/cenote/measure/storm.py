@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from cenote.errors import ConfigError
+from cenote.measure.outcome import WAYS, Outcome
 from cenote.measure.scenario import Costs, Scenario, Server, parse
-from cenote.measure.simulation import WAYS, Outcome, simulate
+from cenote.measure.simulation import simulate
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cenote.measure.findings import duration, percent
-from cenote.measure.simulation import Outcome
+from cenote.measure.outcome import Outcome
 from cenote.measure.storm import Storm, as_tables
 
 NAMES = {

@@ -7,21 +7,23 @@ the model is right. Callers and, for that way, the proxy are processes of their 
 """
 
 import json
-import os
 import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from cenote.errors import CenoteError, ConfigError, TargetUnusable
+from cenote.measure.outcome import Outcome, Sample
 from cenote.measure.pressure import cores
 from cenote.measure.scenario import Requests, Scenario, Server
-from cenote.measure.simulation import Outcome, Sample, simulate
+from cenote.measure.simulation import simulate
 from cenote.measure.storm import Moment, Storm
 from cenote.measure.target import CONNECT_TIMEOUT_S, Target, one_line, target
 
@@ -33,6 +35,7 @@ _MOST_CONNECTIONS = 400
 _PROXY_CLIENTS = 100
 _GRACE_S = 15.0
 _STOPS_WITHIN_S = 5.0
+_PROXY_READY_S = 20.0
 _TIMES = 25
 _SLEEP_S = 0.005
 
@@ -295,50 +298,85 @@ def _outcome(way: str, number: int, figures: dict[str, Any], connections: Sequen
 
 @contextmanager
 def _proxy(server: Target, scenario: Scenario) -> Iterator[str]:
-    """A proxy daemon before the server, and its DSN. It ends with the block."""
-    import psycopg
-    from psycopg.conninfo import conninfo_to_dict, make_conninfo
+    """A proxy daemon before the server, and its DSN. It ends with the block.
 
-    known = conninfo_to_dict(server.dsn)
-    names = {
-        "host": "PGHOST",
-        "port": "PGPORT",
-        "user": "PGUSER",
-        "password": "PGPASSWORD",
-        "dbname": "PGDATABASE",
-    }
-    environment = {**os.environ, **{names[name]: str(value) for name, value in known.items() if name in names}}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-P", "-m", "cenote.cli", "serve", "", "--port", str(port)]
-    command += ["--max-size", str(scenario.proxy_size), "--log-level", "error"]
-    process = subprocess.Popen(
-        command,
-        env=environment,  # not as arguments: it holds a password
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    dsn = make_conninfo(server.dsn, host="127.0.0.1", port=port)
-    deadline = time.monotonic() + CONNECT_TIMEOUT_S
-    try:
-        while True:
-            try:
-                psycopg.connect(dsn, connect_timeout=CONNECT_TIMEOUT_S).close()
-                break
-            except psycopg.Error as error:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise TargetUnusable(f"the proxy does not answer: {one_line(error)}") from None
-                time.sleep(0.05)
-        yield dsn
-    finally:
-        process.terminate()
+    :raises TargetUnusable: it does not start
+    """
+    import psycopg
+    from psycopg.conninfo import make_conninfo
+
+    with tempfile.TemporaryDirectory(prefix="cenote-storm-") as folder:
+        known = _login(server)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        # In a file that only we can read, and not as arguments: it holds a password.
+        path = Path(folder, "cenote.toml")
+        path.touch(mode=0o600)
+        path.write_text(_proxy_config(known, port, scenario.proxy_size), encoding="utf-8")
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "cenote.cli",
+            "serve",
+            "--config",
+            str(path),
+            "--log-level",
+            "error",
+        ]
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C in the terminal is for us, and we end it
+        )
+        dsn = make_conninfo("", **{**known, "host": "127.0.0.1", "port": port, "sslmode": "disable"})
+        deadline = time.monotonic() + _PROXY_READY_S
         try:
-            process.wait(10.0)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        assert process.stderr is not None
-        process.stderr.close()
+            while True:
+                try:
+                    psycopg.connect(dsn, connect_timeout=CONNECT_TIMEOUT_S).close()
+                    break
+                except psycopg.Error as error:
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        raise TargetUnusable(f"the proxy does not answer: {one_line(error)}") from None
+                    time.sleep(0.05)
+            yield dsn
+        finally:
+            process.terminate()
+            try:
+                process.communicate(timeout=10.0)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+
+
+def _login(server: Target) -> dict[str, Any]:
+    """How libpq gets in, with all that it finds elsewhere (~/.pgpass, PGPASSWORD ...)."""
+    import psycopg
+
+    try:
+        with psycopg.connect(server.dsn, connect_timeout=CONNECT_TIMEOUT_S, application_name=APPLICATION) as conn:
+            info = conn.info
+            return {
+                "host": info.host,
+                "port": info.port,
+                "user": info.user,
+                "password": info.password,
+                "dbname": info.dbname,
+            }
+    except psycopg.Error as error:
+        raise TargetUnusable(f"cannot measure this server: {one_line(error)}") from None
+
+
+def _proxy_config(known: dict[str, Any], port: int, size: int) -> str:
+    """JSON's texts are TOML's too."""
+    database, user = json.dumps(known["dbname"]), json.dumps(known["user"])
+    lines = ["[listen]", f"port = {port}", "[pool]", f"max_size = {size}", f"min_size = {min(2, size)}"]
+    lines += [f"[databases.{database}]", f"host = {json.dumps(known['host'])}", f"port = {known['port']}"]
+    lines += [f"[users.{user}]"]
+    if known["password"]:
+        lines.append(f"password = {json.dumps(known['password'])}")
+    return "\n".join(lines) + "\n"

@@ -17,12 +17,14 @@ CONNECT_TIMEOUT_S = 10
 APPLICATION = "cenote"
 _SPARE = 2  # slots that an instrument leaves free, beside the reserved ones
 
+# Without pg_read_all_stats the kind of other roles' sessions is hidden; those with a database hold a slot.
 _LOOK = """
 SELECT current_setting('server_version_num')::int,
        current_setting('max_connections')::int,
        current_setting('superuser_reserved_connections')::int
          + coalesce(current_setting('reserved_connections', true)::int, 0),
-       (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()),
+       (SELECT count(*) FROM pg_stat_activity
+         WHERE coalesce(backend_type = 'client backend', datid IS NOT NULL) AND pid <> pg_backend_pid()),
        (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),
        pg_backend_pid(), current_database(), current_user::text
 """
@@ -107,7 +109,9 @@ def look(url: str, *, embedded_pid: int | None = None) -> Target:
             'this needs psycopg, which is not installed: pip install "cenote[measure]"'
         ) from None
     try:
-        with psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S) as conn:
+        with psycopg.connect(
+            url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, application_name=APPLICATION
+        ) as conn:
             row = conn.execute(_LOOK).fetchone()
             assert row is not None
             version, most, reserved, others, superuser, backend, database, user = row

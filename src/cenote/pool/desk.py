@@ -131,11 +131,10 @@ class Desk:
         try:
             now = self._now()
             with self._gate:
-                if wanted is None:
-                    best = machine.shelf.bare.last
-                else:
-                    ring = machine.shelf.rings.get(wanted)
-                    best = None if ring is None else ring.last
+                ring = machine.shelf.bare if wanted is None else machine.shelf.rings.get(wanted)
+                if ring is None:
+                    return None
+                best = ring.last
                 if best is None or machine.effects or now - best.since >= self._rest_s or now >= best.expires:
                     return None
                 slot = machine.acquire(now, 0.0, wanted)

@@ -354,7 +354,7 @@ class ClientSession(Named):
             self._flush(data, start, i)
             start = i
             self._fresh_sequences(server, reading)
-            if reading.ties and not self.pin and self.pool.pins_none():
+            if reading.ties and not self.pin and self.pool.pins_none(reading.ties):
                 server.write(self.pool.refusing(reading.ties, data[i + 5 : end - 1]))
                 self.unnamed = None
                 server.unnamed = None
@@ -417,6 +417,8 @@ class ClientSession(Named):
                 if self.raw:
                     server.replies.expect(_OWED_PARSE)
                     return i
+                if self.ear is not None and reading.unlistens:
+                    self.ear.beware_parsed(server, reading)
         elif p[j + 1] | 0x20 in _CHANGES:
             self._suspect(server, _change(data, j + 1, k))
         if j == i + 5:
@@ -475,7 +477,7 @@ class ClientSession(Named):
                 and server.status == _IDLE
                 and server.replies.kind == _OWED_NONE
                 and not server.replies.open
-                and self.pool.pins_none()
+                and self.pool.pins_none(reading.ties)
             ):
                 self.write(self.pool.refused_pin(reading.ties, self._text_bound(data, i)))
                 self.skipping = True
@@ -687,6 +689,8 @@ class ClientSession(Named):
             self.keep(server, self.pool.pin_reason(_LOAD), _LOAD)
         if touches & _SEQUENCE:
             self.keep(server, self.pool.pin_reason(_SEQUENCE), _SEQUENCE)
+        if self.ear is not None and reading.unlistens:
+            self.ear.beware(server, reading)
 
     def _text_bound(self, data: bytes, i: int) -> bytes:
         """The text of the statement that a Bind names, as far as the ledger needs it."""
@@ -926,6 +930,8 @@ class ClientSession(Named):
     def drained(self) -> None:
         if self.server is not None:
             self.server.unmute()
+        if self.ear is not None:
+            self.ear.drained()
 
     def notice_wait(self, now: float) -> None:
         """It has stood in line for long: say so, once."""

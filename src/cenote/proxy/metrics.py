@@ -120,6 +120,7 @@ _POOL_LABELS = ("pool", "database", "user")
 _PROXY_GAUGES = (
     ("pool_clients", "Logged-in clients.", "clients"),
     ("pinned", "Clients that keep their server connection now.", "pinned"),
+    ("listening", "Clients for which one shared connection listens.", "listening"),
     ("oldest_wait_seconds", "How long the first client in line has waited.", "oldest_wait_s"),
 )
 _PROXY_COUNTERS = (
@@ -130,6 +131,8 @@ _PROXY_COUNTERS = (
     ("audits", "Sessions that were asked about.", "audits"),
     ("incidents", "Sessions that were not what they were taken for.", "incidents"),
     ("recovered_plans", "Invalid cached plans kept from clients.", "recovered_plans"),
+    ("notifications", "Passed to clients by the shared connection.", "notifications"),
+    ("listener_gaps", "Times the shared connection was lost or given up.", "listener_gaps"),
     ("replays", "Requests sent once more, on another server connection.", "replays"),
 )
 

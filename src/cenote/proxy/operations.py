@@ -107,6 +107,7 @@ def pause(daemon: Any, scope: Scope = ALL) -> asyncio.Task[None]:
     for pool in pools:
         pool.machine.pause(now)
         pool.perform()
+        pool.listener.look(now)
     released = asyncio.get_running_loop().create_task(_released(daemon, scope, pools))
 
     def undo(task: asyncio.Task[None]) -> None:
@@ -160,6 +161,7 @@ def reconnect(daemon: Any, scope: Scope = ALL) -> None:
     for pool in pools_of(daemon, scope):
         pool.machine.refresh(now)
         pool.perform()
+        pool.listener.look(now)
 
 
 def holders(daemon: Any, scope: Scope) -> str:
@@ -190,6 +192,7 @@ def _run_again(pools: Iterable[Any]) -> None:
     for pool in pools:
         pool.machine.resume(now)
         pool.perform()
+        pool.listener.look(now)
 
 
 def _not_stopping(daemon: Any) -> None:

@@ -50,6 +50,7 @@ cdef class ProxyPool(Lender):
     cdef public long replays
     cdef public dict pins
     cdef public long pinned
+    cdef public object listener
     cdef public Histogram transaction_s
     cdef public Histogram query_s
 

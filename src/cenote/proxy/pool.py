@@ -13,6 +13,7 @@ from cenote.core.histogram import Histogram
 from cenote.core.machine import GRANT, REFUSE, SERVE, WAKE, Machine
 from cenote.core.slot import Slot
 from cenote.proxy.asking import Conversion, Learning
+from cenote.proxy.listener import Listener
 from cenote.proxy.observe import Watch
 from cenote.proxy.prepared import Statement, fingerprint_of, meaning
 from cenote.proxy.roles import Borrower, Lender
@@ -125,6 +126,7 @@ class ProxyPool(Lender):
         self.replays = 0
         self.pins: dict[str, int] = {}
         self.pinned = 0
+        self.listener = Listener(self)
         self.conversions = 0
         self.transaction_s = Histogram()
         self.query_s = Histogram()
@@ -177,6 +179,8 @@ class ProxyPool(Lender):
         now = monotonic()
         if server.asked_at:
             self._account(server, now)
+        if client.ear is not None:
+            client.ear.rested()
         if client.pin:
             if client.sight is not None:
                 client.sight.rests()
@@ -218,6 +222,8 @@ class ProxyPool(Lender):
             self.errors += server.failed
             server.asked_at = 0.0
             client.since = now
+        if client.ear is not None:
+            client.ear.in_transaction(server)
         if self.statement_mode:
             client.fail("08P01", "cenote: transactions are not possible in statement mode")
 
@@ -331,6 +337,8 @@ class ProxyPool(Lender):
                     self.carry(server, client.settings)
             client.ties &= ~(kinds & touch.SEQUENCE)
             client.touched |= kinds & client.ties
+            if kinds & touch.LISTEN and client.ear is not None:
+                client.ear.forget()
             if client.pin and not client.ties:
                 client.unpin()
             if kinds & touch.SETTINGS:
@@ -419,6 +427,13 @@ class ProxyPool(Lender):
             client.keep(server, str(Pinned.PREPARED_BY_SQL), touch.UNKNOWN)
             client.own_names(server)
         held = client.ties & ~(told.asked & HELD) | told.held
+        if held & touch.LISTEN or (client.ear is not None and told.asked & touch.LISTEN):
+            self.listener.settle(client, server, held)
+        else:
+            self.tied(client, server, held)
+
+    def tied(self, client: Any, server: ServerConnection, held: int) -> None:
+        """A client has these kinds of state that keep a connection, and goes on."""
         if held and not client.pin:
             client.keep(server, self.pin_reason(held), held)
         client.ties = held
@@ -428,6 +443,14 @@ class ProxyPool(Lender):
             client.pin = self.pin_reason(held) if not held & touch.UNKNOWN else client.pin
         self.convert(client, server)  # an encoding that cannot be read pins
         client.go_on_after(server)
+
+    def adopt(self, client: Borrower, server: ServerConnection, borrower: Borrower) -> None:
+        """Another borrower takes over this lease, with the session as it is."""
+        client.since = monotonic()
+        self._part(client, server)
+        server.client = borrower
+        borrower.server = server
+        server.asked_at = 0.0
 
     def _learned_names(self, client: Any, server: ServerConnection, told: Told) -> bool:
         """The server has said which statements are prepared there. Whether they can be carried."""
@@ -504,9 +527,13 @@ class ProxyPool(Lender):
             self.note(f"pinned: {reason}", client.text)
             self.works.log_pin(client, reason)
 
-    def pins_none(self) -> bool:
-        """Whether one more client may not keep its connection."""
-        return bool(self.refuses_pins or self.pinned >= self.max_pinned)
+    def pins_none(self, touches: int) -> bool:
+        """Whether one more client may not keep its connection for this."""
+        shared = self.listener.server is not None
+        room = self.pinned + shared < self.max_pinned
+        if touches == touch.LISTEN and self.machine.max_size > 1 and (shared or room):
+            return False  # the connection that all listeners share is kept, if any
+        return bool(self.refuses_pins or not room)
 
     def refused_pin(self, touches: int, text: bytes) -> bytes:
         """The error that says so."""
@@ -533,7 +560,8 @@ class ProxyPool(Lender):
                 f'cenote: pool "{self.name}" refuses what ties a client to a connection (unsafe = refuse): {why}'
             )
         return (
-            f'cenote: pool "{self.name}": {self.pinned} clients keep a connection of their own already, and'
+            f'cenote: pool "{self.name}": {self.pinned} clients keep a connection of their own already, '
+            f"{'one is shared by all who listen, ' if self.listener.server is not None else ''}and"
             f" max_pinned is {self.max_pinned}: {why}"
         )
 
@@ -575,6 +603,8 @@ class ProxyPool(Lender):
         server = client.server
         if client.sight is not None:
             client.sight.watch.leaves(client)
+        if client.ear is not None:
+            client.ear.departed()
         if client.pin:
             self.pinned -= 1
         if server is not None:

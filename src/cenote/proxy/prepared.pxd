@@ -18,6 +18,7 @@ cdef class Reading:
     cdef public bytes fingerprint
     cdef public int ends
     cdef public int ties
+    cdef public tuple unlistens
     cdef public bint hidden
     cdef public bint matters
 

@@ -47,6 +47,7 @@ class Reading:
     names_at: which of its parameters are names of settings; untold: it computes names, and nobody can tell which
     resets: it may take a setting back to the server's base state, which is not the client's
     ties: kinds of state that it may leave and that keep a connection
+    unlistens: the channels it may listen to no more; `*` is all of them, an empty name what cannot be told
     ends: kinds of state that keep a connection and of which it may end the last
     hidden: it runs code that the text does not show; fingerprint: what texts that differ in literals only share
     matters: something has to be done about it before it runs
@@ -66,6 +67,7 @@ class Reading:
         fingerprint: bytes = b"",
         ends: int = 0,
         ties: int = 0,
+        unlistens: tuple[bytes, ...] = (),
     ) -> None:
         self.touches = touches
         self.copies = copies
@@ -79,6 +81,7 @@ class Reading:
         self.fingerprint = fingerprint
         self.ends = ends
         self.ties = ties
+        self.unlistens = unlistens
         self.hidden = fingerprint != b""
         self.matters = bool(touches or copies or reads & touch.SEQUENCE)
 
@@ -113,6 +116,8 @@ def _read(text: bytes) -> Reading:
     verdict = classify(latin)
     # EXECUTE needs the names to be the client's, as PREPARE does.
     touches = verdict.touches | verdict.reads & touch.PREPARED
+    if _ASKS_CHANNELS in text.lower():
+        touches |= touch.LISTEN  # the answer has to be the client's own
     copies = may_copy(text)
     clears = clearing(latin) if touches else 0
     hides = verdict.hidden or bool(verdict.unknown_functions)
@@ -145,7 +150,8 @@ def _read(text: bytes) -> Reading:
         resets=bool(touches & (touch.SETTINGS | touch.ROLE | touch.UNKNOWN)) and _RESETS.search(text) is not None,
         fingerprint=fingerprint_of(text) if hides else b"",
         ends=ends,
-        ties=_ties(text, touches, clears),
+        ties=_ties(text, verdict.touches | verdict.reads & touch.PREPARED, clears),
+        unlistens=_unlistens(text, touches),
     )
 
 
@@ -159,6 +165,23 @@ def _ties(text: bytes, touches: int, clears: int) -> int:
     return ties
 
 
+def _unlistens(text: bytes, touches: int) -> tuple[bytes, ...]:
+    """The channels that this may listen to no more."""
+    if touches & touch.UNKNOWN:
+        return (b"",)
+    small = text.lower()
+    if touches & touch.LISTEN and b"discard" in small:
+        return (b"*",)
+    if not touches & touch.LISTEN or not (b"unlisten" in small or _ASKS_CHANNELS in small):
+        return ()
+    found = []
+    for quoted, word in _UNLISTEN.findall(text):
+        found.append(quoted[1:-1].replace(b'""', b'"') if quoted else word.lower())
+    return tuple(found) or (b"",)
+
+
+_ASKS_CHANNELS = b"pg_listening_channels"
+_UNLISTEN = re.compile(rb"""\bunlisten\s+(?:("(?:[^"]|"")+")|(\*|[\w$\x80-\xff]+))""", re.IGNORECASE)
 _UNDOES = re.compile(rb"\s*(?:unlisten|deallocate)\b[^;]*;?\s*", re.IGNORECASE)
 
 

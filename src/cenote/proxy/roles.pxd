@@ -24,6 +24,7 @@ cdef class Borrower(Peer):
     cdef public str pin
     cdef public object sight
     cdef public str address
+    cdef public object ear
 
     cpdef answered(self, server)
     cpdef copy_begins(self)

@@ -21,6 +21,7 @@ class Borrower(Peer):
     resets: a setting may have gone back to the server's base state, which is not this borrower's
     waiter: its place in the pool's line; declined: the error instead of a connection
     holding: its input waits; raw: nothing is translated for it any more
+    ear: what hears the notifications that come on its server connection; None: they go straight on
     left: bytes of a message that are still to come; dropping: and will not be sent on
     polite: it has said goodbye, and waits for its last answers
     sight: what transaction mode would have made of it, in a dry run; else None
@@ -53,6 +54,7 @@ class Borrower(Peer):
         self.pin = ""
         self.sight: Any = None
         self.address = ""
+        self.ear: Any = None
 
     def answered(self, server: Any) -> None:
         """The server owes nothing, and is in the transaction status it says."""

@@ -193,16 +193,17 @@ class ServerConnection(Peer):
                     start = end
                 i = end
                 continue
-            if kind == _NOTIFICATION and drop and client is not None:
+            if kind == _NOTIFICATION and client is not None and (drop or client.ear is not None):
                 # It is the client's, whatever of ours is under way.
                 if end > n:
                     break
                 if i > start:
                     client.write(data[start:i])
-                client.write(data[i:end])
+                if client.ear is None or client.ear.hears(data[i:end]):
+                    client.write(data[i:end])
                 i = start = end
                 continue
-            if end > n and kind not in (_NOTICE, _NOTIFICATION, _FUNCTION_RESULT):
+            if end > n and kind not in (_NOTICE, _FUNCTION_RESULT):
                 if length > _HOLD_BYTES:
                     self._broken(f"a message of type {chr(kind)!r} of {length} bytes")
                     return

@@ -408,6 +408,7 @@ class Works:
         """Tell those who wait for long, and end what has run or idled for too long. O(waiting + leased)"""
         pool = self.pool
         options = pool.options
+        pool.listener.look(now)
         if options.wait_notice:
             for waiter in list(pool.machine.waiting):
                 if now - waiter.since >= options.wait_notice:

@@ -56,6 +56,9 @@ class PoolFigures:
     incidents: int
     recovered_plans: int
     replays: int
+    listening: int
+    notifications: int
+    listener_gaps: int
     transaction: Distribution
     query: Distribution
 
@@ -126,6 +129,9 @@ def pool_figures(pool: Any, now: float) -> PoolFigures:
         incidents=pool.incidents,
         recovered_plans=pool.recovered_plans,
         replays=pool.replays,
+        listening=len(pool.listener.ears()),
+        notifications=pool.listener.delivered,
+        listener_gaps=pool.listener.gaps,
         transaction=Distribution.of(pool.transaction_s),
         query=Distribution.of(query_s),
     )
@@ -189,6 +195,12 @@ def tls_version(peer: Any) -> str:
     return "" if peer.tls is None else str(peer.tls.version or "")
 
 
+def channels(client: Any) -> int:
+    """How many channels it listens to by the connection that listens for all."""
+    ear = getattr(client, "ear", None)
+    return 0 if ear is None else len(ear.channels)
+
+
 def backend_pid(client: Any) -> int | None:
     """The process of the server connection it has."""
     server = client.server
@@ -232,6 +244,8 @@ def waits_for(pool: Any, now: float) -> str:
         words[0] += f" (max_size is {machine.max_size}; the server's budget leaves {limit})"
     if pins:
         words.append(f"{sum(pins.values())} pinned ({_counts(pins)})")
+    if pool.listener.server is not None:
+        words.append("one listens for all clients")
     oldest = machine.leased.first
     if oldest is not None:
         server = oldest.data
