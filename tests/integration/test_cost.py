@@ -110,8 +110,8 @@ def test_a_distance_is_really_waited_for_in_each_round_trip(figures: dict[str, A
 
 def test_the_server_was_measured_where_it_runs(figures: dict[str, Any]) -> None:
     cpu, memory = figures["server_cpu"], figures["memory"]
-    assert 0 < cpu["ready"]["median"] < cpu["per_connection_s"] < 1
-    assert cpu["warm_query"]["median"] > 0
+    assert 0 < cpu["warm_query"]["median"] < cpu["ready"]["median"] < 1
+    assert 0 < cpu["per_connection_s"] < 1
     assert 2**18 < memory["idle"]["private"] < memory["idle"]["pss"] < memory["used"]["pss"] < 2**30
     assert figures["direct"] is True
     assert 0 < figures["ports"]["client"] + figures["ports"]["server"] <= 4

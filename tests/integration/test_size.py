@@ -61,10 +61,10 @@ def sessions(dsn: str) -> int:
 
 
 def test_a_planted_knee_is_found_within_one_step(database: str) -> None:
-    setup = Setup(most=16, seconds=6.0, sources=(Source("planted", PLANTED),))
+    setup = Setup(most=12, seconds=5.0, sources=(Source("planted", PLANTED),))
     seen = []
     result = run(look(database), setup, seen.append)
-    levels = steps(16)
+    levels = steps(12)
     at = levels.index(TOKENS)
     assert levels[at - 1] <= result.fit.knee <= levels[at + 1]
     assert result.fit.knee_low <= result.fit.knee <= result.fit.knee_high
@@ -77,7 +77,7 @@ def test_a_planted_knee_is_found_within_one_step(database: str) -> None:
 
 def test_waiting_for_locks_is_seen(database: str) -> None:
     one = Source("one lock", "BEGIN; SELECT pg_advisory_xact_lock(53300); SELECT pg_sleep(0.002); COMMIT;")
-    result = run(look(database), Setup(most=6, seconds=2.5, sources=(one,)))
+    result = run(look(database), Setup(most=6, seconds=2.0, sources=(one,)))
     assert result.levels[0].locked < 0.05
     assert result.levels[-1].locked > 0.4
     assert result.fit.knee < 6, "more connections only wait in line"

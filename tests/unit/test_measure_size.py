@@ -297,12 +297,15 @@ def test_the_json_has_every_level_and_the_fit() -> None:
     assert "password" not in str(figures)
 
 
-@pytest.mark.parametrize("local", [True, False])
-def test_the_picture_is_drawn_on_both_papers(tmp_path: Path, local: bool) -> None:
-    measured = result(SHARP, local=local)
-    draw = drawing(measured, advice(measured, Fleet(), None, 1))
-    ink.save(draw, tmp_path / "size.png", size=SIZE)
+def test_the_picture_of_a_remote_server_is_drawn_without_what_is_not_seen(tmp_path: Path) -> None:
+    measured = result(SHARP, local=False)
+    ink.save(drawing(measured, advice(measured, Fleet(), None, 1)), tmp_path / "size.png", size=SIZE)
     assert (tmp_path / "size.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_the_picture_is_drawn_on_both_papers() -> None:
+    measured = result(SHARP)
+    draw = drawing(measured, advice(measured, Fleet(), None, 1))
     light, dark = (ink.svg(draw, size=SIZE, ink=each) for each in (ink.LIGHT, ink.DARK))
     assert light != dark
     assert "<svg" in page.page("t", "b", [page.Picture(light, dark, "c")])

@@ -4,7 +4,6 @@ It runs as a user starts it, from a configuration file, and is told nothing that
 the block ends, however it ends, or its process.
 """
 
-import contextlib
 import json
 import os
 import re
@@ -14,9 +13,11 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO
 
 from cenote.embedded import Postgres
 from cenote.errors import CenoteError, MissingDependency
@@ -48,7 +49,7 @@ def need_packages() -> None:
         )
 
 
-@contextlib.contextmanager
+@contextmanager
 def served(server: Postgres, *, size: int, clients: int) -> Iterator[Served]:
     """A proxy before `server`, on a free port of loopback.
 
@@ -56,11 +57,12 @@ def served(server: Postgres, *, size: int, clients: int) -> Iterator[Served]:
     :param clients: those it is to let in
     :raises CenoteError: it did not start; with its own words
     """
-    with tempfile.TemporaryDirectory(prefix="cenote-demo-") as name:
-        folder = Path(name)  # readable for us only: the file holds a password
-        config, log = folder / "cenote.toml", folder / "log"
-        config.write_text(_config(server, size, clients), encoding="utf-8")
-        with log.open("wb") as words:
+    with ExitStack() as stack:
+        words = stack.enter_context(tempfile.TemporaryFile())
+        # Readable for us only, as it holds a password, and gone as soon as it was read.
+        with tempfile.TemporaryDirectory(prefix="cenote-demo-") as folder:
+            config = Path(folder) / "cenote.toml"
+            config.write_text(_config(server, size, clients), encoding="utf-8")
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "cenote.measure.served", "serve", "--config", str(config)],
                 stdin=subprocess.PIPE,  # its end is ours: the daemon goes when we are gone
@@ -69,12 +71,9 @@ def served(server: Postgres, *, size: int, clients: int) -> Iterator[Served]:
                 text=True,
                 start_new_session=True,  # Ctrl-C in the terminal is for us, and we end it
             )
-        try:
-            port = _port(process, log)
-            dsn = server.dsn.replace(f":{server.port}/", f":{port}/")
-            yield Served(process.pid, port, dsn)
-        finally:
-            _stop(process)
+            stack.callback(_stop, process)
+            port = _port(process, words)
+        yield Served(process.pid, port, server.dsn.replace(f":{server.port}/", f":{port}/"))
 
 
 def _config(server: Postgres, size: int, clients: int) -> str:
@@ -92,7 +91,7 @@ def _config(server: Postgres, size: int, clients: int) -> str:
     )
 
 
-def _port(process: "subprocess.Popen[str]", log: Path) -> int:
+def _port(process: "subprocess.Popen[str]", words: IO[bytes]) -> int:
     """The port of its banner, whose last line says that it is ready."""
     assert process.stdout is not None
     watchdog = threading.Timer(_START_S, process.kill)
@@ -107,7 +106,10 @@ def _port(process: "subprocess.Popen[str]", log: Path) -> int:
         watchdog.cancel()
     found = re.search(r"^connect to .*:(\d+)/", banner, re.MULTILINE)
     if _READY not in banner or found is None:
-        said = " ".join(f"{banner} {log.read_text(errors='replace')}".split())
+        process.kill()
+        process.wait()
+        words.seek(0)
+        said = " ".join(f"{banner} {words.read().decode(errors='replace')}".split())
         raise CenoteError(f"the proxy did not start: {said or 'it said nothing'}")
     return int(found[1])
 

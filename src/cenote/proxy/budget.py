@@ -31,9 +31,11 @@ _ASK_TIMEOUT_S = 5.0
 _AGAIN_S = 0.02  # while somebody is hungry
 
 # PostgreSQL 15 and older have no reserved_connections.
+# Without pg_read_all_stats the type of other roles' sessions is NULL; only those of clients have a database.
 _QUESTION = b"""SELECT current_setting('max_connections'), current_setting('superuser_reserved_connections'),
 coalesce(current_setting('reserved_connections', true), '0'),
-(SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE backend_type = 'client backend')"""
+(SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE coalesce(
+backend_type = 'client backend', datid IS NOT NULL))"""
 
 # Where PostgreSQL says that a role or a database has no connections left, not the server (postinit.c, miscinit.c).
 _OWN_LIMITS = frozenset(("InitializeSessionUserId", "CheckMyDatabase"))

@@ -125,9 +125,8 @@ class ProxyPool(Lender):
         self.recovered_plans = 0
         self.replays = 0
         self.pins: dict[str, int] = {}
-        self.pinned = 0
+        self.pinned = self.conversions = 0
         self.listener = Listener(self)
-        self.conversions = 0
         self.transaction_s = Histogram()
         self.query_s = Histogram()
 
