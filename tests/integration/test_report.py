@@ -87,17 +87,17 @@ def test_what_stands_against_it_is_listed_with_advice_and_ends_with_status_3(dae
     proxy = daemon(mode="session", observe=True)
     page = tmp_path / "ready.html"
     with psycopg.connect(proxy.dsn, autocommit=True) as client:
-        client.execute("LISTEN river_control")
+        client.execute("SELECT pg_try_advisory_lock(1572350391218170155)")
         client.execute("DO $$BEGIN END$$")
         done = asked(console(proxy), "--report", str(page))
         assert done.exit_code == 3, done.stderr
         words = " ".join(done.stdout.split())
-        assert "1 kind of statement would keep up to 1 of 1 client pinned (1 now): listen." in words
-        assert "PollOnly" in words
+        assert "1 kind of statement would keep up to 1 of 1 client pinned (1 now): advisory_locks." in words
+        assert "advisory_locks: false" in words
         assert "would ask" in words
         assert f"written: {page}" in done.stdout
         html = page.read_text()
-        assert "LISTEN river_control" in html
+        assert "SELECT pg_try_advisory_lock(?)" in html
         assert "http" not in html, "a page that needs nothing else"
         as_json = asked(console(proxy), "--json")
         assert as_json.exit_code == 3
@@ -106,7 +106,7 @@ def test_what_stands_against_it_is_listed_with_advice_and_ends_with_status_3(dae
         suggested = {"max_size": 3, "max_pinned": 2}
         assert (pool["verdict"], pool["pinned"], pool["suggestion"]) == ("stands", 1, suggested)
         assert [(line["consequence"], line["reason"], line["times"]) for line in pool["lines"]] == [
-            ("pinned", "listen", 1),
+            ("pinned", "advisory_locks", 1),
             ("asked", "unknown", 1),
         ]
         assert pool_of(found, "boss")["verdict"] == "idle"

@@ -22,7 +22,7 @@ def tables(
     max_pinned: str | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """The console's rows of one pool."""
-    names = ("clients", "connections", "busy", "pinned", "needed")
+    names = ("clients", "connections", "busy", "pinned", "listening", "needed")
     return {
         "VERSION": [{"version": "1.2", "uptime_s": 7200.0}],
         "POOLS": [{**WHOSE, "mode": mode, "clients": 12, "size": 4, "max_size": 10}],
@@ -47,7 +47,7 @@ def line(what: str, times: int = 1, statement: str = "X") -> dict[str, Any]:
     return {"what": what, "times": times, "statement": statement, "advice": "do"}
 
 
-DRY = {"clients": 40, "connections": 40, "busy": 5, "pinned": 0, "needed": 8, "p99": 5}
+DRY = {"clients": 40, "connections": 40, "busy": 5, "pinned": 0, "listening": 0, "needed": 8, "p99": 5}
 
 
 def test_a_dry_run_without_pins_is_ready_and_says_what_it_would_need() -> None:

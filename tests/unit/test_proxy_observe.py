@@ -58,6 +58,6 @@ def test_a_client_that_is_busy_and_pinned_needs_one_connection(watch: observe.Wa
     client = entered(watch)
     client.sight.is_now(True, False)
     client.sight.is_now(True, True)
-    assert watch.now == {"clients": 1, "connections": 0, "busy": 1, "pinned": 1, "needed": 1}
+    assert watch.now == {"clients": 1, "connections": 0, "busy": 1, "pinned": 1, "listening": 0, "needed": 1}
     client.sight.rests()
-    assert watch.now == {"clients": 1, "connections": 0, "busy": 0, "pinned": 1, "needed": 1}
+    assert watch.now == {"clients": 1, "connections": 0, "busy": 0, "pinned": 1, "listening": 0, "needed": 1}

@@ -34,10 +34,10 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], set[str], bool]] = {
         False,
     ),
     "role": (("SET ROLE NONE", "SET SESSION AUTHORIZATION DEFAULT"), {"carried: role"}, False),
-    "LISTEN": (("LISTEN c", 'LISTEN "D"'), {"pinned: listen"}, True),
-    "UNLISTEN": (("LISTEN c", 'LISTEN "D"', "UNLISTEN c", 'UNLISTEN "D"'), {"pinned: listen"}, False),
-    "UNLISTEN *": (("LISTEN c", "UNLISTEN *"), {"pinned: listen"}, False),
-    "one of two channels": (("LISTEN c", 'LISTEN "D"', "UNLISTEN c"), {"pinned: listen"}, True),
+    "LISTEN": (("LISTEN c", 'LISTEN "D"'), {"carried: listen"}, False),
+    "UNLISTEN": (("LISTEN c", 'LISTEN "D"', "UNLISTEN c", 'UNLISTEN "D"'), {"carried: listen"}, False),
+    "UNLISTEN *": (("LISTEN c", "UNLISTEN *"), {"carried: listen"}, False),
+    "one of two channels": (("LISTEN c", 'LISTEN "D"', "UNLISTEN c"), {"carried: listen"}, False),
     "lock": (("SELECT pg_advisory_lock(41)",), {"pinned: advisory_locks"}, True),
     "unlock": (
         ("SELECT pg_advisory_lock(41)", "SELECT pg_advisory_unlock(41)"),
@@ -169,12 +169,13 @@ async def test_with_unsafe_refuse_it_counts_the_texts_that_would_fail_and_lets_t
 ):
     real = proxy_for(pg18, unsafe="refuse")
     dry = proxy_for(pg18, unsafe="refuse", mode="session", observe=True)
+    text = "SELECT pg_advisory_lock(3)"
     async with await real.client() as client:
-        assert error(await client.query("LISTEN c"))["C"] == "53300"
+        assert error(await client.query(text))["C"] == "53300"
     async with await dry.client() as client:
-        assert kinds(await client.query("LISTEN c")) == "CZ"
+        assert kinds(await client.query(text)) == "TDCZ"
         assert now(dry)["pinned"] == 0, "in transaction mode there would be nothing to keep"
-    assert ledger(dry) == ledger(real) == {("refused: listen", "LISTEN c"): 1}
+    assert ledger(dry) == ledger(real) == {("refused: advisory_locks", "SELECT pg_advisory_lock(?)"): 1}
 
 
 @wire
@@ -277,20 +278,81 @@ async def test_peaks_say_how_many_connections_transaction_mode_would_have_needed
     ):
         for client in (one, two, three):
             await tell(client, "SELECT 1")
-        assert now(observing) == {"clients": 4, "connections": 3, "busy": 0, "pinned": 0, "needed": 0}
+        assert now(observing) == {
+            "clients": 4,
+            "connections": 3,
+            "busy": 0,
+            "pinned": 0,
+            "listening": 0,
+            "needed": 0,
+        }
         assert peaks(observing)["needed"] == 1
         await tell(one, "BEGIN")
         await tell(two, "BEGIN", "SELECT 1")
-        assert now(observing) == {"clients": 4, "connections": 3, "busy": 2, "pinned": 0, "needed": 2}
+        assert now(observing) == {
+            "clients": 4,
+            "connections": 3,
+            "busy": 2,
+            "pinned": 0,
+            "listening": 0,
+            "needed": 2,
+        }
         await tell(one, "COMMIT")
-        await tell(three, "LISTEN c")
-        assert now(observing) == {"clients": 4, "connections": 3, "busy": 1, "pinned": 1, "needed": 2}
+        await tell(three, "SELECT pg_advisory_lock(8)")
+        assert now(observing) == {
+            "clients": 4,
+            "connections": 3,
+            "busy": 1,
+            "pinned": 1,
+            "listening": 0,
+            "needed": 2,
+        }
         await tell(three, "BEGIN")
-        assert now(observing) == {"clients": 4, "connections": 3, "busy": 2, "pinned": 1, "needed": 2}
+        assert now(observing) == {
+            "clients": 4,
+            "connections": 3,
+            "busy": 2,
+            "pinned": 1,
+            "listening": 0,
+            "needed": 2,
+        }
         await two.abort()
         await until(lambda: now(observing)["clients"] == 3)
-        assert now(observing) == {"clients": 3, "connections": 2, "busy": 1, "pinned": 1, "needed": 1}
-        assert peaks(observing) == {"clients": 4, "connections": 3, "busy": 2, "pinned": 1, "needed": 2}
+        assert now(observing) == {
+            "clients": 3,
+            "connections": 2,
+            "busy": 1,
+            "pinned": 1,
+            "listening": 0,
+            "needed": 1,
+        }
+        assert peaks(observing) == {
+            "clients": 4,
+            "connections": 3,
+            "busy": 2,
+            "pinned": 1,
+            "listening": 0,
+            "needed": 2,
+        }
+
+
+@wire
+async def test_all_listeners_need_one_connection(observing):
+    async with await observing.client() as one, await observing.client() as two:
+        for client in (one, two):
+            await tell(client, "LISTEN c")
+        assert now(observing) == {
+            "clients": 2,
+            "connections": 2,
+            "busy": 0,
+            "pinned": 0,
+            "listening": 2,
+            "needed": 1,
+        }
+        await tell(one, "UNLISTEN c")
+        assert now(observing)["needed"] == 1
+        await two.abort()
+        await until(lambda: now(observing)["needed"] == 0)
 
 
 # -- the console --------------------------------------------------------------------------------------------------
@@ -305,14 +367,14 @@ async def test_show_pins_has_each_reason_marked_as_observed_and_none_of_session_
         await dry.client(database="cenote") as boss,
     ):
         await tell(quiet, "SELECT 1")
-        await tell(client, "LISTEN c", "SELECT pg_advisory_lock(3)")
+        await tell(client, "SELECT pg_advisory_lock(3)", "CREATE TEMP TABLE t41 (i int)")
         found = rows(await boss.query("SHOW PINS"))
         assert [(row[5], row[6], row[9]) for row in found] == [
-            ("listen", "t", "LISTEN c"),
             ("advisory_locks", "t", "SELECT pg_advisory_lock(3)"),
+            ("temporary_objects", "t", "CREATE TEMP TABLE t41 (i int)"),
         ]
         ((_, _, _, *figures),) = rows(await boss.query("SHOW OBSERVED"))
-        assert figures[:10] == ["2", "2", "2", "2", "0", "1", "1", "1", "1", "1"]
+        assert figures[:10] == ["2", "2", "2", "2", "0", "1", "1", "1", "0", "0"]
         await tell(client, "DISCARD ALL")
         assert rows(await boss.query("SHOW PINS")) == []
 
@@ -332,12 +394,13 @@ async def test_a_reload_begins_and_ends_it_while_clients_stay(proxy_for, pg18: P
         configured(True)
         await proxy.begin(lambda: reload(proxy.daemon))
         await tell(client, "LISTEN behind")
-        assert now(proxy) == {"clients": 1, "connections": 1, "busy": 0, "pinned": 1, "needed": 1}
+        wanted = {"clients": 1, "connections": 1, "busy": 0, "pinned": 0, "listening": 1, "needed": 1}
+        assert now(proxy) == wanted
         configured(False)
         await proxy.begin(lambda: reload(proxy.daemon))
         await tell(client, "LISTEN later")
         assert watch(proxy) is None
-        assert set(ledger(proxy)) == {("pinned: listen", "LISTEN behind")}
+        assert set(ledger(proxy)) == {("carried: listen", "LISTEN behind")}
 
 
 @wire

@@ -218,6 +218,8 @@ def _figures(pool: PoolReport) -> Iterator[tuple[str, str]]:
     if peaks is not None:
         yield "in a transaction", f"{counted(peaks.busy, 'client')} at most at one moment"
         yield "would be pinned", f"{pool.pinned:,} now, {peaks.pinned:,} at most at one moment"
+        if peaks.listening:
+            yield "would listen", f"{counted(peaks.listening, 'client')} at most, by one connection for all"
         needed = f"{counted(peaks.needed, 'server connection')} at most at one moment"
         yield "would be needed", f"{needed}; {peaks.needed_p99:,} were enough for 99 % of the time"
     else:

@@ -15,6 +15,10 @@ Rows = Sequence[Mapping[str, Any]]
 READY, STANDS, UNKNOWN, IDLE = "ready", "stands", "unknown", "idle"
 #: The consequences of texts, in the order of a report.
 CONSEQUENCES = ("pinned", "refused", "carried", "asked", "cleared")
+_PEAKS = (
+    *(f"{name}_peak" for name in ("clients", "connections", "busy", "pinned", "listening", "needed")),
+    "needed_p99",
+)
 _ROOM = 4  # one connection to spare for so many that were needed
 
 
@@ -41,6 +45,7 @@ class Peaks:
     connections: int
     busy: int
     pinned: int
+    listening: int
     needed: int
     needed_p99: int
 
@@ -157,8 +162,7 @@ def _line(row: Mapping[str, Any]) -> Line:
 
 
 def _peaks(row: Mapping[str, Any]) -> Peaks:
-    names = ("clients_peak", "connections_peak", "busy_peak", "pinned_peak", "needed_peak", "needed_p99")
-    return Peaks(row["seconds"], *(row[name] for name in names))
+    return Peaks(row["seconds"], *(row[name] for name in _PEAKS))
 
 
 # -- judging --------------------------------------------------------------------------------------------------
@@ -189,7 +193,8 @@ def _suggestion(pool: PoolReport) -> Suggestion | None:
     """
     if pool.peaks is None:
         return None
-    pinned = _with_room(pool.peaks.pinned) if pool.peaks.pinned else None
+    kept = pool.peaks.pinned + (pool.peaks.listening > 0)  # the one that listens for all is kept, too
+    pinned = _with_room(kept) if kept else None
     size = min(_with_room(pool.peaks.needed_p99), pool.peaks.connections)
     size = max(size, pinned + 1 if pinned else 1)
     return Suggestion(size, pinned)

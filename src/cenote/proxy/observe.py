@@ -38,13 +38,15 @@ class Watch:
     """What transaction mode would have done with one pool, since `since`. On the event loop.
 
     clients: that are logged in; connections: of these, those that have a server connection
-    busy: inside a transaction or a request; pinned: would keep their connection; needed: one or the other
+    busy: inside a transaction or a request; pinned: would keep their connection
+    listening: would be told by the connection that all listeners of a pool share
+    needed: connections for all of this
     peaks: the most of each there was at one moment
     times: for how many seconds so many were needed, by their number
     counts: consequences of texts, by the first word of what the ledger says
     """
 
-    COUNTED = ("clients", "connections", "busy", "pinned", "needed")
+    COUNTED = ("clients", "connections", "busy", "pinned", "listening", "needed")
 
     def __init__(self, pool: Any) -> None:
         self.pool = pool
@@ -64,6 +66,7 @@ class Watch:
         """A client has left, or the dry run ends."""
         sight, client.sight = client.sight, None
         sight.is_now(False, False)
+        sight.listens(False)
         self.count("connections", -sight.connected)
         self.count("clients", -1)
 
@@ -107,7 +110,8 @@ class Sight:
 
     holdings: what ties it to its connection; forever: reasons that no text ends
     reasons: why it would keep its connection, each with since when and the text that began it
-    busy: inside a transaction or a request; pinned: there are reasons; connected: it has a server connection
+    busy: inside a transaction or a request; pinned: there are reasons; listening: it has channels
+    connected: it has a server connection
     opaque: its texts cannot be read in its client encoding
     prepared: names of statements prepared by SQL; statements: by the protocol
     """
@@ -117,6 +121,7 @@ class Sight:
         "connected",
         "forever",
         "holdings",
+        "listening",
         "opaque",
         "pinned",
         "prepared",
@@ -131,7 +136,7 @@ class Sight:
         self.opaque = opaque
         self.holdings = Holdings()
         self.forever: set[str] = set()
-        self.busy = self.pinned = self.connected = False
+        self.busy = self.pinned = self.listening = self.connected = False
         self.reasons: dict[str, tuple[float, bytes]] = {}
         self.prepared: set[bytes] = set()
         self.statements: dict[bytes, tuple[Reading, bytes]] = {}
@@ -144,6 +149,14 @@ class Sight:
         count("busy", busy - self.busy)
         count("pinned", pinned - self.pinned)
         self.busy, self.pinned = busy, pinned
+
+    def listens(self, listening: bool) -> None:
+        """The one place where it comes to listen, and to listen no more: all listeners need one connection."""
+        change = listening - self.listening
+        before = self.watch.now["listening"]
+        self.watch.count("listening", change)
+        self.watch.needs((before + change > 0) - (before > 0))
+        self.listening = listening
 
     def rests(self) -> None:
         """Nothing is owed, and no transaction is open."""
@@ -229,7 +242,7 @@ class Sight:
             if touches & touch.PREPARED:
                 self.prepared.clear()
             self._ends(0, text)
-        elif ties and not self.pinned and self.watch.pool.refuses_pins:
+        elif ties & ~touch.LISTEN and not self.pinned and self.watch.pool.refuses_pins:
             note(f"refused: {self._word(ties)}", text)
         else:
             if touches & touch.SETTINGS:
@@ -264,7 +277,10 @@ class Sight:
             begun = holdings.ran(ties, text)
             for flag in touch.WORDS:
                 if begun & flag:
-                    self.watch.note(f"pinned: {self._word(flag)}", text)
+                    what = "carried" if flag == touch.LISTEN else "pinned"
+                    self.watch.note(f"{what}: {self._word(flag)}", text)
+            if bool(holdings.ties & touch.LISTEN) != self.listening:
+                self.listens(not self.listening)
             self._keeps(text)
 
     def pins(self, reason: str, text: bytes) -> None:
@@ -274,7 +290,8 @@ class Sight:
         self._keeps(text)
 
     def _keeps(self, text: bytes) -> None:
-        wanted = self.forever | {self._word(flag) for flag in touch.WORDS if self.holdings.ties & flag}
+        ties = self.holdings.ties & ~touch.LISTEN
+        wanted = self.forever | {self._word(flag) for flag in touch.WORDS if ties & flag}
         for reason in self.reasons.keys() - wanted:
             del self.reasons[reason]
         for reason in wanted - self.reasons.keys():

@@ -426,6 +426,8 @@ class ProxyPool(Lender):
             client.keep(server, str(Pinned.PREPARED_BY_SQL), touch.UNKNOWN)
             client.own_names(server)
         held = client.ties & ~(told.asked & HELD) | told.held
+        if told.held & touch.LISTEN:
+            self.note(f"carried: {Pinned.LISTEN}", client.text)
         if held & touch.LISTEN or (client.ear is not None and told.asked & touch.LISTEN):
             self.listener.settle(client, server, held)
         else:

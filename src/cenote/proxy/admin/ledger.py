@@ -148,7 +148,9 @@ OBSERVED = Table(
         _peak("busy", "the most at one moment"),
         _now("pinned", "clients that transaction mode would keep pinned, as far as their texts tell"),
         _peak("pinned", "the most at one moment"),
-        _now("needed", "clients that are one or the other: connections that transaction mode would need"),
+        _now("listening", "clients that the pool's shared listener would tell"),
+        _peak("listening", "the most at one moment"),
+        _now("needed", "connections that transaction mode would need: clients busy or pinned, and one to listen"),
         _peak("needed", "the most at one moment"),
         Column(
             "needed_p99",
