@@ -37,7 +37,12 @@ def storm(
         ),
     ] = None,
     costs: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Costs as measured: what cenote size --json wrote.")
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Costs as measured: what cenote size --json or cenote cost --json wrote. Twice for both.",
+            show_default=False,
+        ),
     ] = None,
     real: Annotated[
         bool,
@@ -64,7 +69,8 @@ def storm(
 
         cenote storm restart --set clients.instances=200 --set restart.down_s=10
 
-        cenote size postgresql://... --json > size.json; cenote storm cliff --costs size.json
+        cenote size postgresql://... --json > size.json; cenote cost postgresql://... --json > cost.json
+        cenote storm cliff --costs size.json --costs cost.json
 
     With --real the same requests go to a real server on this machine, for at most half a minute each way, and
     stand beside a simulation of that server. How to read the figures, and how far to trust them: docs/storm.md.
@@ -80,8 +86,8 @@ def storm(
                 typer.echo(f"{name:20} {each.title}. {each.text}")
             return
         asked = load(scenario)
-        if costs is not None:
-            asked = with_costs(asked, costs)
+        for measured in costs or ():
+            asked = with_costs(asked, measured)
         asked = changed(asked, change or [])
         if show:
             from cenote.measure.storm import as_toml

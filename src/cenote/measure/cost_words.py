@@ -50,8 +50,25 @@ def as_dict(result: Result | OriginResult) -> dict[str, Any]:
         figures["target"] = {**figures["target"], "title": result.target.title, "free": result.target.free}
         del figures["target"]["dsn"]
         figures["saving"] = asdict(saving(result))
+        figures["storm_costs"] = storm_costs(result)
     figures["round_trips_to_ready"] = result.near.trips
     return figures
+
+
+def storm_costs(result: Result) -> dict[str, float]:
+    """What `cenote storm --costs` takes of this: a connection's price, as far as it is known."""
+    costs: dict[str, float] = {}
+    ready_s = result.near.ready.median
+    if result.server_cpu is not None:
+        query = result.server_cpu.first_query
+        cpu_s = max(0.0, result.server_cpu.per_connection_s - (query.median if query is not None else 0.0))
+        costs = {"connect_ms": cpu_s * 1e3, "connect_wait_ms": max(0.0, ready_s - cpu_s) * 1e3}
+    else:
+        costs = {"connect_ms": 0.0, "connect_wait_ms": ready_s * 1e3}
+    gone = result.near.phase("gone")
+    if gone is not None:
+        costs["close_ms"] = gone.seconds.median * 1e3
+    return costs
 
 
 # -- tables -----------------------------------------------------------------------------------------------------

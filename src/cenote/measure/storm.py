@@ -107,7 +107,7 @@ def _toml(given: Mapping[str, Any]) -> str:
 
 
 def with_costs(scenario: Scenario, path: Path) -> Scenario:
-    """The scenario with measured costs: the JSON of `cenote size`, or `{"storm_costs": {"query_ms": ...}}`.
+    """The scenario with measured costs: the JSON of `cenote size`, or of `cenote cost` (its "storm_costs").
 
     Of `cenote size` the law is taken, which knows the CPUs' bound already, and what its queries took alone; or
     what pg_stat_statements says they take on average, where the server had it.
@@ -138,5 +138,5 @@ def with_costs(scenario: Scenario, path: Path) -> Scenario:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(
-            [f"costs = {str(path)!r}: this is not what cenote size --json writes, nor has it storm_costs"]
+            [f"costs = {str(path)!r}: this is not what cenote size --json or cenote cost --json writes"]
         ) from None
