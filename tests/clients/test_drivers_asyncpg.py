@@ -156,10 +156,13 @@ async def test_prepared_statements_live_over_transactions(dsn: str) -> None:
 @behaviour
 async def test_a_changed_result_type_is_recovered_from(dsn: str) -> None:
     """asyncpg prepares again by itself; other connections hold a plan of the same text."""
-    async with several(dsn, 3) as conns:
+    async with several(dsn, MAX_SIZE) as conns, AsyncExitStack() as transactions:
         await conns[0].execute("CREATE TABLE t AS SELECT 1 AS a")
+        # At once, so that every connection of the server knows the text: one that meets it later describes it anew.
         for conn in conns:
+            await transactions.enter_async_context(conn.transaction())
             assert tuple(await conn.fetchrow("SELECT * FROM t")) == (1,)
+        await transactions.aclose()
         await conns[0].execute("ALTER TABLE t ADD COLUMN b text DEFAULT 'new'")
         for conn in conns:
             assert tuple(await conn.fetchrow("SELECT * FROM t")) == (1, "new")

@@ -209,7 +209,7 @@ def test_clients_that_idle_that_are_in_a_transaction_and_that_are_pinned_are_tol
         psycopg.connect(proxy.dsn, application_name="idle", autocommit=True) as third,
     ):
         first.execute("SELECT 1")
-        second.execute("LISTEN a")
+        second.execute("CREATE TEMP TABLE a (n int)")
         third.execute("SELECT 1")
         cursor = admin.cursor(row_factory=dict_row)
 
@@ -222,19 +222,19 @@ def test_clients_that_idle_that_are_in_a_transaction_and_that_are_pinned_are_tol
         assert rows["in transaction"]["state"] == "in_transaction"
         assert rows["in transaction"]["pid"] == first.info.backend_pid
         assert rows["in transaction"]["state_s"] >= 0
-        assert (rows["pinned"]["state"], rows["pinned"]["pin"]) == ("idle", "listen")
+        assert (rows["pinned"]["state"], rows["pinned"]["pin"]) == ("idle", "temporary_objects")
         assert (rows["idle"]["server_pid"], rows["idle"]["pin"]) == (None, "")
         assert all(row["bytes_in"] > 0 and row["bytes_out"] > 0 for row in rows.values())
         servers = cursor.execute("SHOW SERVERS").fetchall()
         held = {row["application_name"]: row for row in servers if row["client_pid"] is not None}
-        assert held["pinned"]["pin"] == "listen"
+        assert held["pinned"]["pin"] == "temporary_objects"
         assert held["in transaction"]["status"] == "T"
         assert held["in transaction"]["client_pid"] == rows["in transaction"]["pid"]
         assert held["in transaction"]["pid"] == rows["in transaction"]["server_pid"]
         assert {row["address"] for row in servers} == {f"{proxy.server.host}:{proxy.server.port}"}
         stats = mine(proxy, cursor.execute("SHOW STATS").fetchall())
         assert stats["queries"] >= 3
-        assert "listen=" in stats["pins"]
+        assert "temporary_objects=" in stats["pins"]
         assert stats["query_avg_s"] > 0
 
 
