@@ -158,7 +158,7 @@ async def test_a_changed_result_type_is_recovered_from(dsn: str) -> None:
     """asyncpg prepares again by itself; other connections hold a plan of the same text."""
     async with several(dsn, MAX_SIZE) as conns, AsyncExitStack() as transactions:
         await conns[0].execute("CREATE TABLE t AS SELECT 1 AS a")
-        # At once, so that every connection of the server knows the text: one that meets it later describes it anew.
+        # At once, so that every connection of the server knows the text: one that meets it later prepares it anew.
         for conn in conns:
             await transactions.enter_async_context(conn.transaction())
             assert tuple(await conn.fetchrow("SELECT * FROM t")) == (1,)
