@@ -28,6 +28,8 @@ svg { max-width: 100%; height: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.9rem 0.25rem 0; border-bottom: 1px solid var(--grid); text-align: right;
          vertical-align: top; }
+td:not(:first-child) { overflow-wrap: anywhere; }
+td.words { min-width: 6rem; }
 th:first-child, td:first-child, td.words, th.words { text-align: left; }
 pre { overflow-x: auto; }
 """
@@ -113,4 +115,6 @@ def _grid(part: Grid) -> str:
 
 
 def _own_ids(svg: str, prefix: str) -> str:
-    return svg.replace(' id="', f' id="{prefix}').replace('"#', f'"#{prefix}').replace("url(#", f"url(#{prefix}")
+    """Colours begin with # too: only references are renamed."""
+    named = svg.replace(' id="', f' id="{prefix}')
+    return named.replace('href="#', f'href="#{prefix}').replace("url(#", f"url(#{prefix}")
