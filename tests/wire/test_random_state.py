@@ -121,7 +121,8 @@ RESETS = st.one_of(
 TRANSACTIONS = said(
     *("BEGIN", "BEGIN", "BEGIN", "COMMIT", "COMMIT", "ROLLBACK", "ROLLBACK", "COMMIT AND CHAIN"),
     *("SAVEPOINT a", "SAVEPOINT b", "ROLLBACK TO a", "ROLLBACK TO b", "RELEASE a"),
-    *("SELECT 1/0", "SELECT nonsense", "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"),
+    # Not SET TRANSACTION ISOLATION LEVEL: behind a RESET it comes too late, test_cases_C_settings.py says.
+    *("SELECT 1/0", "SELECT nonsense", "START TRANSACTION ISOLATION LEVEL SERIALIZABLE"),
 )
 WHO = said(
     *(f"SET {scope} ROLE {role}" for scope in ("", "LOCAL") for role in (*ROLES, "none", "app")),
