@@ -212,14 +212,14 @@ async def test_pause_names_the_pinned_clients_that_it_waits_for(proxy: RunningPr
         heard: list[str] = []
         console.add_notice_handler(lambda notice: heard.append(notice.message_primary or ""))
         client = await psycopg.AsyncConnection.connect(proxy.dsn, autocommit=True)
-        await client.execute("LISTEN a")
+        await client.execute("CREATE TEMP TABLE a (n int)")
         await until(lambda: proxy.call(lambda: sum(pool.pinned for pool in proxy.pools())) == 1)
         paused = asyncio.create_task(console.execute("PAUSE"))
         await until(lambda: heard)
         pid = client.info.backend_pid
         assert heard == [
             "cenote: waiting: 1 server connection in use, 1 of them until their clients leave "
-            f"(pinned: listen=1; pids: {pid})"
+            f"(pinned: temporary_objects=1; pids: {pid})"
         ]
         assert not paused.done()
         await client.close()
