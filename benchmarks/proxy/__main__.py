@@ -13,7 +13,7 @@ from pathlib import Path
 from time import perf_counter
 
 from benchmarks import machine, report
-from benchmarks.proxy import bulk, cells, pgbench, storm
+from benchmarks.proxy import bulk, cells, pgbench, settings, storm
 from benchmarks.proxy.arena import Arena
 from benchmarks.proxy.cells import Cell
 from benchmarks.proxy.client import Failed
@@ -27,6 +27,8 @@ QUICK = ("simple/8", "extended/64", "simple/64/tls", "connect/8", "select/4", "c
 def main() -> int:
     if sys.argv[1:2] == ["storm"]:
         return storm.main(sys.argv[2:])
+    if sys.argv[1:2] == ["settings"]:
+        return settings.main(sys.argv[2:])
     options = _arguments()
     if options.list:
         for cell in cells.every_cell():
