@@ -48,6 +48,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The compiled wheel has the same instruments as plain Python: they are tested once."""
+    if config.getoption("--build") == "compiled":
+        left_out = [item for item in items if item.get_closest_marker("interpreted")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("interpreted")]
+
+
 def pytest_report_header(config: pytest.Config) -> list[str]:
     build_info = getattr(cenote, "build_info", None)
     build = build_info() if callable(build_info) else "unknown"

@@ -30,7 +30,7 @@ from cenote.measure.distance import DelayLine
 from cenote.testing.faults import FaultProxy
 from cenote.testing.postgres import DebianPostgres, TLSFiles, debian_bin_dir, make_tls_files, wait_until
 
-pytestmark = pytest.mark.pg
+pytestmark = [pytest.mark.pg, pytest.mark.interpreted]
 COMMAND = [sys.executable, "-m", "cenote.cli", "cost"]
 
 

@@ -22,7 +22,7 @@ from cenote.measure.server_facts import look_at_sessions_and_way
 from cenote.measure.target import look
 from cenote.testing.postgres import DebianPostgres, debian_bin_dir, wait_until
 
-pytestmark = pytest.mark.pg
+pytestmark = [pytest.mark.pg, pytest.mark.interpreted]
 
 
 def environment() -> dict[str, str]:

@@ -24,7 +24,7 @@ from cenote.measure.statements import mean_s, statements
 from cenote.measure.target import look
 from cenote.testing.postgres import DebianPostgres
 
-pytestmark = pytest.mark.pg
+pytestmark = [pytest.mark.pg, pytest.mark.interpreted]
 COMMAND = [sys.executable, "-m", "cenote.cli", "size"]
 TOKENS = 4
 PLANTED = f"""DO $$ DECLARE token int; BEGIN

@@ -22,6 +22,8 @@ from cenote.measure.target import Target
 from cenote.wire import messages
 from cenote.wire.scram import ServerExchange, Verifier
 
+pytestmark = pytest.mark.interpreted
+
 MIB = 2**20
 
 

@@ -58,6 +58,8 @@ HERE = ServerHostFacts(
     backend_source="smaps_rollup", limits_known=True, files_soft=1024, processes=4096, accept_waiting=0,
 )  # fmt: skip
 
+pytestmark = pytest.mark.interpreted
+
 
 def with_server(**changes: Any) -> Facts:
     return replace(FACTS, server=replace(SERVER, **changes))

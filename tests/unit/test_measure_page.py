@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from cenote.measure.ink import DARK, LIGHT, Ink, svg
 from cenote.measure.page import Grid, Picture, Words, page
 
+pytestmark = pytest.mark.interpreted
+
 
 def draw(figure: Figure, ink: Ink) -> None:
     axes = figure.subplots()

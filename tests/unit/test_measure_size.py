@@ -19,6 +19,8 @@ from cenote.measure.size_picture import SIZE, drawing
 from cenote.measure.statements import Statement as Counted
 from cenote.measure.target import Target
 
+pytestmark = pytest.mark.interpreted
+
 TPCB = r"""
 -- as pgbench's own script
 \set aid random(1, 100000 * :scale)
