@@ -393,7 +393,7 @@ async def test_A25_of_a_crowd_larger_than_the_bound_everybody_gets_in(proxy_for,
     """Those who have just come are not ended for others who have."""
     keys = Keys.of_password(pg18.password, SALT)
     users = {pg18.user: {"password": Verifier.of_keys(keys, SALT).format(), "server_password": pg18.password}}
-    proxy = proxy_for(pg18, listen={"login_rate": 2000.0, "max_logins": 30}, users=users)
+    proxy = proxy_for(pg18, listen={"login_rate": 500.0, "max_logins": 30}, users=users)
     took_s = await storm(Door(proxy.port, proxy.user, proxy.database, keys, None), 100)
     assert took_s > 0.1
     assert (proxy.daemon.admission.cut, proxy.daemon.login_failures) == (0, {})
