@@ -288,6 +288,18 @@ async def test_C16_who_takes_a_number_keeps_its_connection_and_can_ask_for_it(pa
         assert error(await client.query("SELECT currval('c16_id_seq')"))["C"] == "55000"
 
 
+@EXTENDED
+@wire
+async def test_C16_what_only_clears_and_fails_keeps_nobody(pair, extended):
+    """DISCARD ALL is refused in a transaction."""
+    async with await pair.client() as client:
+        await tell(client, "BEGIN")
+        await client.send(run("DISCARD ALL") + SYNC if extended else query("DISCARD ALL"))
+        assert error(await client.until_ready())["C"] == "25001"
+        await tell(client, "ROLLBACK")
+        assert pinned(pair) == 0
+
+
 @wire
 async def test_C16_discarding_what_is_not_there_keeps_nobody(single):
     async with await single.client() as client:

@@ -40,9 +40,8 @@ VALUES = {
     "datestyle": ("German", "dmy", "ISO, MDY"),
     "timezone": ("Asia/Tokyo", "UTC", "-7"),
     "search_path": ("a, b", "", "pg_catalog"),
-    # Not the empty string: a test of its own in test_cases_C_settings.py says what is missing there.
-    "app.tenant": ("one", "two", "3"),
-    "app.user": ("1", "it's \\ me"),
+    "app.tenant": ("one", "two", "3", ""),
+    "app.user": ("1", "it's \\ me", ""),
 }
 PROBES = (
     *(f"SELECT current_setting('{name}', true)" for name in NAMES),
@@ -115,7 +114,7 @@ CONFIGS = st.builds(_config, _pairs(), st.booleans(), st.booleans())
 RESETS = st.one_of(
     st.sampled_from(NAMES).map(lambda name: Said(f"RESET {name}")),
     st.sampled_from(NAMES).map(lambda name: Said(f"SET {name} TO DEFAULT")),
-    # SET LOCAL ... TO DEFAULT is not among them: test_cases_C_settings.py says what is missing there.
+    st.sampled_from(NAMES).map(lambda name: Said(f"SET LOCAL {name} TO DEFAULT")),
     said("RESET ALL", "RESET ALL", "DISCARD ALL"),
 )
 TRANSACTIONS = said(

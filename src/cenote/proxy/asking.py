@@ -97,6 +97,8 @@ class Learning:
         client = self.client
         if self.touches & (touch.SETTINGS | touch.UNKNOWN) and client.customs:
             self.customs = set(client.customs)
+        if self.touches & touch.UNKNOWN:
+            self.customs |= self.pool.customs
         sql = question(self.touches, self.builtin, self.customs)
         self.tries += 1
         self.rows.clear()

@@ -360,7 +360,7 @@ class ClientSession(Named):
                 server.unnamed = None
                 server.replies.expect(_OWED_QUERY)
                 return end
-            if reading.touches and not self._beware(server, reading, data, i, end):
+            if (reading.touches or reading.resets) and not self._beware(server, reading, data, i, end):
                 return i
         self.unnamed = None
         server.unnamed = None
@@ -632,13 +632,14 @@ class ClientSession(Named):
         touches = reading.touches
         at_rest = server.replies.kind == _OWED_NONE and not server.replies.open
         if (
-            touches & ~reading.clears == 0
+            touches
+            and touches & ~reading.clears == 0
             and at_rest
             and not self.raw
             and (server.status == _IDLE or touches == _PREPARED)
         ):
             self.clearing = touches  # DEALLOCATE ALL is not undone by a roll-back
-            self._mind_base(touches)
+            self._mind_base(reading.resets)
             return True
         if touches & _PREPARED and not self._may_prepare(server, data, i):
             return False
@@ -654,12 +655,17 @@ class ClientSession(Named):
         if self.pool.audits and self.pool.suspect(server, fingerprint) and not self.raw:
             self.touched |= _UNKNOWN
             self.builtin = True
-            self.customs = (self.customs or set()) | self.pool.customs
 
-    def _mind_base(self, touches: int) -> None:
-        """Settings may go back to the server's base state: this client's own has to be put back."""
-        if touches & _SETTINGS and (self.startup is not None or self.pool.base_items):
-            self.resets = True
+    def _mind_base(self, resets: tuple[tuple[bytes, bool], ...]) -> None:
+        """These settings may go back to the server's base state: this client's own has to be put back."""
+        own = (
+            {*self.pool.base_items, *(name for name, _ in self.startup.items)}
+            if self.startup is not None
+            else self.pool.base_items
+        )
+        for name, local in resets:
+            if name in own or (own and name == b"*"):
+                self.resets = {**(self.resets or {}), name: local}
 
     def _note(self, server: ServerConnection, reading: Reading, data: bytes, i: int, end: int) -> None:
         """What is about to run may touch this: the server will be asked what came of it."""
@@ -684,10 +690,10 @@ class ClientSession(Named):
             if untold:
                 self.keep(server, self.pool.pin_reason(_UNKNOWN), _UNKNOWN)
         if reading.resets:
-            self._mind_base(_SETTINGS)
+            self._mind_base(reading.resets)
         if touches & _LOAD:
             self.keep(server, self.pool.pin_reason(_LOAD), _LOAD)
-        if touches & _SEQUENCE:
+        if reading.ties & _SEQUENCE:
             self.keep(server, self.pool.pin_reason(_SEQUENCE), _SEQUENCE)
         if self.ear is not None and reading.unlistens:
             self.ear.beware(server, reading)
@@ -726,8 +732,8 @@ class ClientSession(Named):
             and (server.replies.kind == _OWED_NONE or server.replies.pending() == 1)
         ):
             self.clearing = touches
-            self._mind_base(touches)
-        elif touches:
+            self._mind_base(reading.resets)
+        elif touches or reading.resets:
             self._note(server, reading, data, i, end)
         if reading.copies:
             if self.copy_portals is None:
@@ -847,9 +853,8 @@ class ClientSession(Named):
             self.pool.cleared(self, server, clearing)
             return
         if self.resets:
-            self.resets = False
-            roles = self.touched & _ROLE != 0
-            if server.status == _FAILED or not self.pool.put_back(self, server, True, roles):
+            resets, self.resets = self.resets, None
+            if server.status == _FAILED or not self.pool.put_back(self, server, resets, True):
                 self.go_on_after(server)
             return
         if self.copy_asked:

@@ -326,7 +326,8 @@ class ProxyPool(Lender):
 
     def cleared(self, client: Borrower, server: ServerConnection, kinds: int) -> None:
         """A text that only clears session state was answered."""
-        untold, client.resets = client.resets, False
+        resets, client.resets = client.resets, None
+        untold = resets is not None
         if not server.failed:
             if kinds & touch.PREPARED:
                 server.forget_all()
@@ -346,11 +347,15 @@ class ProxyPool(Lender):
                     roles = client.settings.roles() if client.settings is not None else ()
                     items = {name: value for name, value in items.items() if name not in ROLES} | dict(roles)
                 prepared = client.settings.prepared if client.settings is not None else ()
+                for name in client.settings.customs if client.settings is not None else ():
+                    if name not in self.base_items:
+                        items.setdefault(name, b"")  # RESET leaves no more of it
                 client.settings = self.settings_of(tuple(sorted(items.items())), prepared)
                 self.carry(server, client.settings)
-                if self.put_back(client, server, untold, kinds & touch.ROLE != 0):
-                    return
-                untold = False
+                if resets:
+                    if self.put_back(client, server, resets, True):
+                        return
+                    untold = False
         if untold:
             client.write(messages.ready(bytes((server.status,))))
         client.go_on_after(server)
@@ -364,17 +369,22 @@ class ProxyPool(Lender):
         server.settings = settings
         server.slot.settings = settings
 
-    def put_back(self, client: Borrower, server: ServerConnection, untold: bool, roles: bool) -> bool:
+    def put_back(
+        self, client: Borrower, server: ServerConnection, resets: dict[bytes, bool], untold: bool
+    ) -> bool:
         """A RESET has led to the server's base state, and the client's is another: give it that. Whether there is
         something to wait for.
 
+        :param resets: what may have been reset, and whether for the transaction only
         :param untold: the client waits for its ReadyForQuery
-        :param roles: its role may have gone, too
         """
         items = {**self.base_items, **dict(client.startup.items if client.startup is not None else ())}
-        if not roles:
-            items = {name: value for name, value in items.items() if name not in ROLES}
-        if not items:
+        lost = [
+            (name, value, resets.get(name, False))
+            for name, value in items.items()
+            if name in resets or (b"*" in resets and name not in ROLES)
+        ]
+        if not lost:
             if untold:
                 client.write(messages.ready(bytes((server.status,))))
             return False
@@ -382,7 +392,7 @@ class ProxyPool(Lender):
         client.asking = True
         learning = Learning(self, client, server)
         learning.untold = untold
-        learning.sql = put_back(items.items())
+        learning.sql = put_back(lost)
         server.inject(learning.sql, learning.put_back, None, True)
         return True
 
@@ -415,12 +425,15 @@ class ProxyPool(Lender):
         """The server has said what there is."""
         if told.settings is not None or told.roles is not None or customs:
             before = client.settings.items if client.settings is not None else ()
+            had = client.settings.customs if client.settings is not None else frozenset()
+            others = server.stain - had - (client.customs or set())  # empty, they are what those have left
+            server.stain |= told.customs.keys()
+            told.customs = {name: value for name, value in told.customs.items() if value or name not in others}
             items = told.items(before, self.base_items, customs)
             if items != before or told.asked != TOLD:  # what can do anything may have done nothing
                 role = told.settings is None and not customs
                 self.note(f"carried: {Pinned.ROLE if role else Pinned.SETTINGS}", client.text)
             client.settings = self.settings_of(items, client.settings.prepared if client.settings else ())
-            server.stain |= customs & told.customs.keys()
             self.carry(server, client.settings)
         if told.prepared is not None and not self._learned_names(client, server, told):
             client.keep(server, str(Pinned.PREPARED_BY_SQL), touch.UNKNOWN)

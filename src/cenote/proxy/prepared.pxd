@@ -14,7 +14,7 @@ cdef class Reading:
     cdef public tuple customs
     cdef public tuple names_at
     cdef public bint untold
-    cdef public bint resets
+    cdef public tuple resets
     cdef public bytes fingerprint
     cdef public int ends
     cdef public int ties

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from cenote.proxy.settings import ROLES
 from cenote.proxy.state import CUSTOM_NAME, HELD
 from cenote.sql import touch
 from cenote.sql.classify import classify
@@ -45,7 +46,8 @@ class Reading:
     builtin: among the settings it touches may be some of the server's own
     customs: names of custom settings it may touch
     names_at: which of its parameters are names of settings; untold: it computes names, and nobody can tell which
-    resets: it may take a setting back to the server's base state, which is not the client's
+    resets: settings that it may take back to the server's base state, which is not the client's, and whether for
+        the transaction only; `*` is all but the role
     ties: kinds of state that it may leave and that keep a connection
     unlistens: the channels it may listen to no more; `*` is all of them, an empty name what cannot be told
     ends: kinds of state that keep a connection and of which it may end the last
@@ -63,7 +65,7 @@ class Reading:
         customs: tuple[bytes, ...] = (),
         names_at: tuple[int, ...] = (),
         untold: bool = False,
-        resets: bool = False,
+        resets: tuple[tuple[bytes, bool], ...] = (),
         fingerprint: bytes = b"",
         ends: int = 0,
         ties: int = 0,
@@ -83,7 +85,7 @@ class Reading:
         self.ties = ties
         self.unlistens = unlistens
         self.hidden = fingerprint != b""
-        self.matters = bool(touches or copies or reads & touch.SEQUENCE)
+        self.matters = bool(touches or copies or resets or reads & touch.SEQUENCE)
 
 
 HARMLESS = Reading(0)
@@ -122,7 +124,8 @@ def _read(text: bytes) -> Reading:
     clears = clearing(latin) if touches else 0
     hides = verdict.hidden or bool(verdict.unknown_functions)
     ends = (HELD if hides else 0) | verdict.reads & touch.CURSOR
-    if not (touches or copies or ends or verdict.reads & touch.SEQUENCE):
+    local = _LOCAL_DEFAULT.findall(text)
+    if not (touches or copies or ends or local or verdict.reads & touch.SEQUENCE):
         return HARMLESS
     names = [name.encode("latin-1") for name in verdict.settings]
     customs = [name for name in names if b"." in name]
@@ -147,7 +150,7 @@ def _read(text: bytes) -> Reading:
         customs=tuple(customs[:_MAX_CUSTOMS]),
         names_at=tuple(names_at),
         untold=untold,
-        resets=bool(touches & (touch.SETTINGS | touch.ROLE | touch.UNKNOWN)) and _RESETS.search(text) is not None,
+        resets=_resets(text, touches, [b"*"] if any_setting else names, local),
         fingerprint=fingerprint_of(text) if hides else b"",
         ends=ends,
         ties=_ties(text, verdict.touches | verdict.reads & touch.PREPARED, clears),
@@ -163,6 +166,16 @@ def _ties(text: bytes, touches: int, clears: int) -> int:
     if b"advisory" not in text.lower().replace(b"pg_advisory_unlock", b""):
         ties &= ~touch.ADVISORY
     return ties
+
+
+def _resets(
+    text: bytes, touches: int, names: list[bytes], local: list[tuple[bytes, bytes]]
+) -> tuple[tuple[bytes, bool], ...]:
+    """The settings that this may take back to the base state, of those it touches."""
+    found = {b"timezone" if zone else name.strip(b'"').lower(): True for name, zone in local}
+    if touches & (touch.SETTINGS | touch.ROLE | touch.UNKNOWN) and _RESETS.search(text) is not None:
+        found.update(dict.fromkeys(names + (list(ROLES) if touches & touch.ROLE else []), False))
+    return tuple(found.items())
 
 
 def _unlistens(text: bytes, touches: int) -> tuple[bytes, ...]:
@@ -193,6 +206,10 @@ def fingerprint_of(text: bytes) -> bytes:
 _LITERALS = re.compile(rb"'(?:[^']|'')*'|\b\d[\w.]*|\$\d+(?:\s*,\s*\$\d+)*|--[^\n]*")
 _MAX_FINGERPRINT = 200
 _RESETS = re.compile(rb"\b(?:reset|discard|default|zone\s+local)\b", re.IGNORECASE)
+_LOCAL_DEFAULT = re.compile(
+    rb"\bset\s+local\s+(?:([\w.]+|\"[^\"]+\")\s*(?:=|\bto\b)\s*default|(time\s+zone)\s+(?:default|local))\b",
+    re.IGNORECASE,
+)
 _SET_CONFIG = re.compile(
     rb"set_config\"?\s*\((?:\s*\$(\d+)(?:::text)?\s*,|\s*('[^']*')(?:::text)?\s*,)?", re.IGNORECASE
 )

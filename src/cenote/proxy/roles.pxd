@@ -17,7 +17,7 @@ cdef class Borrower(Peer):
     cdef public object startup
     cdef public int touched
     cdef public int ties
-    cdef public bint resets
+    cdef public object resets
     cdef public bint asking
     cdef public long long bytes_out
     cdef public double since

@@ -18,7 +18,8 @@ class Borrower(Peer):
     touched: flags of what its texts may have touched since the server was last asked
     ties: flags of what its connection has and cannot be carried: why it is pinned. UNKNOWN never ends
     asking: its input waits for the answer to a question of ours
-    resets: a setting may have gone back to the server's base state, which is not this borrower's
+    resets: settings that may have gone back to the server's base state, which is not this borrower's, and whether
+        for the transaction only; `*` is all but the role; None: there are none
     waiter: its place in the pool's line; declined: the error instead of a connection
     holding: its input waits; raw: nothing is translated for it any more
     ear: what hears the notifications that come on its server connection; None: they go straight on
@@ -47,7 +48,7 @@ class Borrower(Peer):
         self.startup: Any = None
         self.touched = 0
         self.ties = 0
-        self.resets = False
+        self.resets: Any = None
         self.asking = False
         self.bytes_out = 0
         self.since = 0.0

@@ -132,7 +132,8 @@ def conversion(carried: Settings | None, wanted: Settings | None, base: dict[byt
         if max(map(len, name.split(b"."))) > _NAME_BYTES:  # SET and RESET would cut it
             changes.append(_set(name, b"NULL" if value is None else literal(value)))
         elif value is None:
-            statements.append(b"RESET " + identifier(name))
+            if before[name] or b"." not in name:  # a custom one reads as an empty string behind RESET, too
+                statements.append(b"RESET " + identifier(name))
         elif name in _LISTS:
             changes.append(_set(name, literal(value)))
         else:
@@ -181,12 +182,14 @@ _PREPARE = re.compile(r'prepare\s+("(?:[^"]|"")+"|[A-Za-z_][\w$]*)', re.IGNORECA
 _MAX_PREPARED_BYTES = 65_536
 
 
-def put_back(items: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The SQL that gives those of these settings their value again that a RESET has taken from the session: the
-    base state of a client is what it logged in with."""
-    values = b",".join(b"(%s,%s)" % (literal(name), literal(value)) for name, value in items)
+def put_back(items: Iterable[tuple[bytes, bytes, bool]]) -> bytes:
+    """The SQL that gives those of these settings their value again that a RESET has taken from the session (or,
+    with True, from the transaction): the base state of a client is what it logged in with."""
+    values = b",".join(
+        b"(%s,%s,%s)" % (literal(n), literal(v), b"true" if here else b"false") for n, v, here in items
+    )
     return (
-        b"SELECT pg_catalog.set_config(n, v, false) FROM (VALUES " + values + b") AS t (n, v)"
+        b"SELECT pg_catalog.set_config(n, v, l) FROM (VALUES " + values + b") AS t (n, v, l)"
         b" LEFT JOIN pg_catalog.pg_settings AS s"
         b" ON pg_catalog.lower(s.name) OPERATOR(pg_catalog.=) pg_catalog.lower(n)"
         b" WHERE s.source OPERATOR(pg_catalog.<>) 'session' OR (s.name IS NULL AND"

@@ -68,7 +68,7 @@ class Told:
     """What the server has said.
 
     settings: by name, those that are set in the session; None: it was not asked for them
-    customs: by name, the custom ones asked for that have a value
+    customs: by name, the custom ones asked for that have a value; an empty one may be what another has left
     roles: role and session authorization, where they are not the session's own; None: not asked
     prepared: by name, what was prepared by SQL: the text that did it; None: not asked
     named: by name, what was prepared by the protocol; None: not asked
@@ -210,7 +210,7 @@ def answer(rows: Iterable[bytes], touches: int, builtin: bool, user: bytes) -> T
         value = _bytes(hexed)
         if kind == b"s" and told.settings is not None:
             told.settings[(name or b"").lower()] = value or b""
-        elif kind == b"c" and value:
+        elif kind == b"c" and value is not None:
             told.customs[name or b""] = value
         elif kind == b"r" and told.roles is not None and value != (b"none" if name == b"role" else user):
             told.roles[name or b""] = value or b""

@@ -290,8 +290,8 @@ class Works:
                 return False
             server.forget_all()
             server.unclean = False
-            base = self.pool.base_items
-            if base and await self._run(server, put_back(base.items()), deadline - monotonic()) is not None:
+            base = [(name, value, False) for name, value in self.pool.base_items.items()]
+            if base and await self._run(server, put_back(base), deadline - monotonic()) is not None:
                 return False
             self.pool.carry(server, None)
         if server.lost or server.doubtful:
