@@ -78,7 +78,7 @@ cdef class ClientSession(Named):
     cdef bint _beware(self, ServerConnection server, Reading reading, bytes data, Py_ssize_t i,
                       Py_ssize_t end) except -1
     cdef _suspect(self, ServerConnection server, bytes fingerprint)
-    cdef _mind_base(self, int touches)
+    cdef _mind_base(self, tuple resets)
     @cython.locals(touches=int)
     cdef _note(self, ServerConnection server, Reading reading, bytes data, Py_ssize_t i, Py_ssize_t end)
     cdef bint _may_prepare(self, ServerConnection server, bytes data, Py_ssize_t i) except -1
