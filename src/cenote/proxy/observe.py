@@ -14,16 +14,17 @@ import re
 from time import monotonic
 from typing import Any
 
-from cenote.proxy.client import LARGE_OBJECT_CALLS
+from cenote.proxy import kinds
 from cenote.proxy.holdings import Holdings, may_end
 from cenote.proxy.prepared import HARMLESS, Reading, bound, read
+from cenote.proxy.requests import LARGE_OBJECT_CALLS
 from cenote.proxy.settings import MAX_PREPARED_BY_SQL
 from cenote.reasons import Pinned
 from cenote.sql import touch
 from cenote.sql.plain import plain
 
-_QUERY, _PARSE, _BIND, _DESCRIBE, _CLOSE, _EXECUTE, _FUNCTION = map(ord, "QPBDCEF")
-_STATEMENT = ord("S")
+_QUERY, _PARSE, _BIND, _DESCRIBE, _CLOSE = kinds.QUERY, kinds.PARSE, kinds.BIND, kinds.DESCRIBE, kinds.CLOSE
+_EXECUTE, _FUNCTION, _STATEMENT = kinds.EXECUTE, kinds.FUNCTION, kinds.STATEMENT
 #: For these a client needs a server connection.
 _NEEDS_SERVER = frozenset((_QUERY, _PARSE, _BIND, _DESCRIBE, _EXECUTE, _FUNCTION))
 _LONG_TEXT = b"(too long)"

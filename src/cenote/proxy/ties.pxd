@@ -1,0 +1,33 @@
+cimport cython
+from cenote.proxy.naming cimport Named
+from cenote.proxy.prepared cimport Reading, Statement
+from cenote.proxy.replies cimport ReplyQueue
+from cenote.proxy.server cimport ServerConnection
+
+cdef int _OWED_NONE, _BIND, _PREPARED, _SEQUENCE, _UNKNOWN, _LOAD, _SETTINGS, _TEMP, _IDLE, _FAILED
+
+cdef class Tied(Named):
+    cdef public bytes held
+    cdef public object customs
+    cdef public bint builtin
+    cdef public bytes text
+    cdef public int clearing
+    cdef public double pinned_at
+    cdef public bint copies
+    cdef public object copy_portals
+
+    @cython.locals(touches=int, at_rest=bint)
+    cdef bint beware(self, ServerConnection server, Reading reading, bytes data, Py_ssize_t i,
+                     Py_ssize_t end) except -1
+    @cython.locals(touches=int)
+    cdef beware_bound(self, ServerConnection server, Reading reading, bytes data, Py_ssize_t i, Py_ssize_t j,
+                      Py_ssize_t end)
+    cdef suspect(self, ServerConnection server, bytes fingerprint)
+    @cython.locals(touches=int)
+    cdef _note(self, ServerConnection server, Reading reading, bytes data, Py_ssize_t i, Py_ssize_t end)
+    cdef _mind_base(self, tuple resets)
+    cdef bytes _text_bound(self, bytes data, Py_ssize_t i)
+    @cython.locals(replies=ReplyQueue)
+    cdef fresh_sequences(self, ServerConnection server, Reading reading)
+    cdef bint may_prepare(self, ServerConnection server, bytes data, Py_ssize_t i) except -1
+    cdef hold(self, bytes data)
