@@ -753,14 +753,19 @@ def test_a_query_is_cancelled_from_another_thread(database: str) -> None:
     with kit.opened(database) as (driver, conn):
         session = driver.session(conn)
 
+        ended = threading.Event()
+
         def cancel() -> None:
             wait_until(lambda: session.query_since_s and session.last_sql.startswith("SELECT pg_sleep"))
-            driver.cancel(conn)
+            while not ended.is_set():  # a cancel may arrive before the query, and is nothing then
+                driver.cancel(conn)
+                ended.wait(0.1)
 
         thread = threading.Thread(target=cancel)
         thread.start()
         with pytest.raises(psycopg.errors.QueryCanceled):
             conn.execute("SELECT pg_sleep(60)")
+        ended.set()
         thread.join()
 
 
@@ -771,7 +776,9 @@ def test_a_query_is_cancelled_by_another_task(database: str) -> None:
         task = asyncio.create_task(conn.execute("SELECT pg_sleep(60)"))
         while not driver.session(conn).query_since_s:  # noqa: ASYNC110  (nothing tells)
             await asyncio.sleep(0)
-        await driver.cancel(conn)
+        while not task.done():  # a cancel may arrive before the query, and is nothing then
+            await driver.cancel(conn)
+            await asyncio.wait({task}, timeout=0.1)
         with pytest.raises(psycopg.errors.QueryCanceled):
             await task
         await driver.close(conn, None, 5)
