@@ -125,7 +125,7 @@ def fake_pool(config: Config, database: str, user: str) -> Any:
         errors=0,
         bytes_from_clients=0,
         bytes_to_clients=0,
-        conversions=0,
+        conversions=5,
         audits_done=0,
         incidents=0,
         ledger={("carried: settings", b"SET work_mem = ?"): 2},

@@ -66,6 +66,7 @@ def test_a_pool_of_the_daemon_has_the_library_s_metrics_with_database_and_user()
     assert samples["cenote_pool_connections"][of_pool(state="idle")] == 0
     assert samples["cenote_pool_max_size"][of_pool()] == 3
     assert samples["cenote_pool_acquired_total"][of_pool()] == 1
+    assert samples["cenote_pool_conversions_total"][of_pool()] == 5
     assert samples["cenote_pool_opened_total"][of_pool(reason="minimum")] == 1
     assert samples["cenote_pool_wait_seconds_count"][of_pool()] == 1
     assert samples["cenote_pool_connect_seconds_sum"][of_pool()] == pytest.approx(0.01)
@@ -92,7 +93,6 @@ def test_what_only_the_daemon_counts_is_told_by_pool() -> None:
         "transactions_total": 7,
         "queries_total": 9,
         "errors_total": 2,
-        "conversions_total": 0,
         "audits_total": 0,
         "incidents_total": 0,
         "replays_total": 1,

@@ -43,7 +43,7 @@ class PoolStats:
     in_query_s, idle_while_held_s: how leases that ended spent their time
     would_shed: callers CoDel would have refused (mode "shadow")
     epoch: how often everything older was declared stale
-    conversions: connections of an in-process pool made to carry other settings for a borrower
+    conversions: connections made to carry a borrower's settings
     """
 
     name: str

@@ -71,6 +71,7 @@ _GAUGES = (
 )
 _COUNTERS = (
     ("acquired", "Leases granted.", "acquired"),
+    ("conversions", "Connections made to carry a borrower's settings.", "conversions"),
     ("would_shed", "Callers CoDel would have refused.", "would_shed"),
     ("epoch", "Times everything was declared stale.", "epoch"),
     ("in_query_seconds", "Time of leases spent in queries.", "in_query_s"),
@@ -127,7 +128,6 @@ _PROXY_COUNTERS = (
     ("transactions", "Transactions ended.", "transactions"),
     ("queries", "Requests answered.", "queries"),
     ("errors", "Requests answered with an error.", "errors"),
-    ("conversions", "Connections made to carry a client's settings.", "conversions"),
     ("audits", "Sessions that were asked about.", "audits"),
     ("incidents", "Sessions that were not what they were taken for.", "incidents"),
     ("recovered_plans", "Invalid cached plans kept from clients.", "recovered_plans"),

@@ -236,7 +236,9 @@ STATS = Table(
         Column("closed", "text", "server connections closed, by reason", lambda f, _: by_reason(f.stats.closed)),
         Column("refused", "text", "leases refused, by reason", lambda f, _: by_reason(f.stats.refused)),
         Column("pins", "text", "clients that came to keep theirs, by reason", lambda f, _: by_reason(f.pins)),
-        _figure("conversions", "connections made to carry a client's settings"),
+        Column(
+            "conversions", "int", "connections made to carry a client's settings", lambda f, _: f.stats.conversions
+        ),
         _figure("audits", "times the server was asked whether a session is what it is taken for"),
         _figure("incidents", "times it was not; the log says more, and the connection was closed"),
         _figure("recovered_plans", "times `cached plan must not change result type` was kept from a client"),

@@ -51,7 +51,6 @@ class PoolFigures:
     errors: int
     bytes_from_clients: int
     bytes_to_clients: int
-    conversions: int
     audits: int
     incidents: int
     recovered_plans: int
@@ -114,7 +113,7 @@ def pool_figures(pool: Any, now: float) -> PoolFigures:
         user=pool.user,
         mode=pool.mode,
         limit=pool.machine.limit,
-        stats=snapshot(pool.name, pool.machine, query_s.sum_s),
+        stats=snapshot(pool.name, pool.machine, query_s.sum_s, pool.conversions),
         oldest_wait_s=max(0.0, now - waiting.first.since) if waiting.size else 0.0,
         clients=pool.clients,
         pinned=pool.pinned,
@@ -124,7 +123,6 @@ def pool_figures(pool: Any, now: float) -> PoolFigures:
         errors=pool.errors,
         bytes_from_clients=pool.bytes_from_clients,
         bytes_to_clients=pool.bytes_to_clients,
-        conversions=pool.conversions,
         audits=pool.audits_done,
         incidents=pool.incidents,
         recovered_plans=pool.recovered_plans,
