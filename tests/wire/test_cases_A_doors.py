@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from benchmarks.proxy.storm import Door, storm
-from proxy_kit import RunningProxy, until, wire, works
+from proxy_kit import RunningProxy, running, until, wire, works
 
 from cenote.errors import ConfigError
 from cenote.proxy.config import config_of
@@ -121,11 +121,11 @@ async def test_A20_the_balancers_own_connection_keeps_its_address(proxy_for, pg1
 
 
 @wire
-async def test_A20_a_cancel_request_has_a_header_before_it_too(proxy_for, pg18):
+async def test_A20_a_cancel_request_has_a_header_before_it_too(proxy_for, pg18, admin):
     proxy = proxy_for(pg18, listen=BALANCED)
     async with await through(proxy, V2) as client:
         client.feed(messages.query("SELECT pg_sleep(60)"))
-        await proxy.reached(leased=1)
+        await running(admin, "SELECT pg_sleep(60)")
         async with await RawClient.connect(proxy.address) as other:
             other.feed(V1 + messages.cancel_request(*client.key))
             assert await other.rest() == b""
@@ -400,11 +400,11 @@ async def test_A25_of_a_crowd_larger_than_the_bound_everybody_gets_in(proxy_for,
 
 
 @wire
-async def test_A25_cancels_do_not_wait_in_line(proxy_for, pg18):
+async def test_A25_cancels_do_not_wait_in_line(proxy_for, pg18, admin):
     proxy = proxy_for(pg18, listen={"login_rate": 1.0})
     async with await proxy.client() as client:
         client.feed(messages.query("SELECT pg_sleep(60)"))
-        await proxy.reached(leased=1)
+        await running(admin, "SELECT pg_sleep(60)")
         line = [asyncio.create_task(proxy.client()) for _ in range(20)]
         await until(lambda: proxy.daemon.admission.waiting >= 15, "there is a line")
         async with await RawClient.connect(proxy.address) as other:

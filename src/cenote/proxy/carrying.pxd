@@ -1,0 +1,23 @@
+from cenote.proxy.pinning cimport Pinning
+from cenote.proxy.roles cimport Borrower
+from cenote.proxy.server cimport ServerConnection
+
+cdef class Carrying(Pinning):
+    cdef public bint session_mode
+    cdef public bint reads_nothing
+    cdef public dict statements
+    cdef public dict settings
+    cdef public dict ways
+    cdef public dict welcome
+    cdef public dict base_items
+    cdef public object stained
+    cdef public bint audits
+    cdef public dict audited
+    cdef public object customs
+    cdef public long conversions
+    cdef public long recovered_plans
+    cdef public long long transactions
+
+    cpdef bint convert(self, Borrower client, ServerConnection server, bint guards=*) except -1
+    cdef object _way(self, carried, wanted)
+    cpdef went_first(self, ServerConnection server, settings, error)

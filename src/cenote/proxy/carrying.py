@@ -1,0 +1,307 @@
+"""What server connections carry: the settings of the client they are lent to, made so when it gets them, and known
+anew when the server has said what became of a session.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cenote.proxy.asking import Conversion, Learning
+from cenote.proxy.pinning import Pinning
+from cenote.proxy.prepared import Statement, meaning
+from cenote.proxy.roles import Borrower
+from cenote.proxy.server import ServerConnection
+from cenote.proxy.settings import MAX_PREPARED_BY_SQL, ROLES, Settings, Way, preparing, put_back, way
+from cenote.proxy.state import HELD, TOLD, Told
+from cenote.reasons import Pinned
+from cenote.sql import touch
+from cenote.wire import messages
+
+_AUDIT_EVERY = 1_000  # after the first time
+_MAX_STATEMENTS = 16_384
+_MAX_SETTINGS = 4_096
+
+
+class Carrying(Pinning):
+    """A lender of connections that carry settings.
+
+    base_items: what init_query has set
+    stained: stands for the base state on connections on which custom settings were set, which PostgreSQL never
+        forgets: they read as an empty string from then on
+    settings: one object for each set of them; ways: conversions that were needed lately
+    welcome: what a client with these settings is told of the server's parameters, as messages
+    audited: fingerprints of texts that do more than they show, and whether they are known to touch session state
+    customs: names of custom settings that somebody may set
+    """
+
+    def __init__(self, options: Any) -> None:
+        super().__init__(options)
+        self.session_mode = options.mode == "session"
+        self.reads_nothing = self.session_mode  # each client is to be pinned at once
+        self.statements: dict[Any, Statement] = {}
+        self.settings: dict[Any, Settings] = {}
+        self.ways: dict[tuple[Any, Any], Way | None] = {}
+        self.welcome: dict[Any, bytes] = {}
+        self.base_items: dict[bytes, bytes] = {}
+        self.stained = Settings((), None)
+        self.audits = options.audit != "off"
+        self.audited: dict[bytes, bool] = {}
+        self.customs: set[bytes] = set()
+        self.conversions = 0
+        self.recovered_plans = 0
+        self.transactions = 0
+
+    def convert(self, client: Borrower, server: ServerConnection, guards: bool = False) -> bool:
+        """Make the connection carry the client's settings; whether that takes a while (its input is held).
+
+        :param guards: the client's next batch may go right behind: in a failed transaction it does nothing
+        """
+        if server.settings is client.settings:
+            if not client.raw and (self.session_mode or (client.settings is not None and client.settings.opaque)):
+                reason = str(Pinned.SESSION_MODE if self.session_mode else Pinned.CLIENT_ENCODING)
+                client.keep(server, reason, touch.UNKNOWN)
+                client.own_names(server)
+            return False
+        way = self._way(server.settings, client.settings)
+        if way is None:
+            return False
+        self.conversions += 1
+        if client.settings is not None and client.settings.prepared:
+            self._free_names(server, client.settings)
+        if guards and way.query and not self.session_mode and not server.replies.open:
+            server.convert_first(way.query, client.settings)
+            return False
+        client.holding = True
+        Conversion(self, client, server, client.settings, way.sql).ask()
+        return True
+
+    def _free_names(self, server: ServerConnection, settings: Settings) -> None:
+        """What these settings prepare by SQL is to have its names: others' statements have to go."""
+        for name in settings.prepared_names:
+            other = server.names.get(name)
+            if other is not None:
+                server.close_statement(other, name)
+        if server.replies.open:
+            server.sync()
+
+    def _way(self, carried: Settings | None, wanted: Settings | None) -> Way | None:
+        """How to get from the one to the other; None: they are the same. O(1) for what was needed before."""
+        key = (carried, wanted)
+        if key not in self.ways:
+            if len(self.ways) >= _MAX_SETTINGS:
+                self.ways.clear()
+            self.ways[key] = way(carried, wanted, self.base_items)
+        return self.ways[key]
+
+    def went_first(self, server: ServerConnection, settings: Any, error: Any) -> None:
+        """The server has answered to a conversion behind which the client's batch is under way."""
+        if error is None:
+            self.carry(server, settings)
+        elif server.client is not None:
+            server.client.misfit(error)
+
+    def converted(self, client: Borrower, server: ServerConnection, settings: Any, error: Any) -> None:
+        """The server has answered to a conversion."""
+        if error is None:
+            self.carry(server, settings)
+        if server.client is not client:
+            return
+        if error is not None:
+            client.holding = False
+            client.misfit(error)
+            return
+        server.answered = False
+        self.convert(client, server)
+        client.go_on()
+
+    def carry(self, server: ServerConnection, settings: Settings | None) -> None:
+        """What this connection carries from now on."""
+        if settings is not None:
+            server.stain |= settings.customs
+        elif server.stain:
+            settings = self.stained
+        server.settings = settings
+        server.slot.settings = settings
+
+    def cleared(self, client: Borrower, server: ServerConnection, kinds: int) -> None:
+        """A text that only clears session state was answered."""
+        resets, client.resets = client.resets, None
+        untold = resets is not None
+        if not server.failed:
+            if kinds & touch.PREPARED:
+                server.forget_all()
+                client.forget_statements()
+                if client.settings is not None and client.settings.prepared:
+                    client.settings = self.settings_of(client.settings.items)
+                    self.carry(server, client.settings)
+            client.ties &= ~(kinds & touch.SEQUENCE)
+            client.touched |= kinds & client.ties
+            if kinds & touch.LISTEN and client.ear is not None:
+                client.ear.forget()
+            if client.pin and not client.ties:
+                client.unpin()
+            if kinds & touch.SETTINGS:
+                items = dict(client.startup.items) if client.startup is not None else {}
+                if not kinds & touch.ROLE:
+                    roles = client.settings.roles() if client.settings is not None else ()
+                    items = {name: value for name, value in items.items() if name not in ROLES} | dict(roles)
+                prepared = client.settings.prepared if client.settings is not None else ()
+                for name in client.settings.customs if client.settings is not None else ():
+                    if name not in self.base_items:
+                        items.setdefault(name, b"")  # RESET leaves no more of it
+                client.settings = self.settings_of(tuple(sorted(items.items())), prepared)
+                self.carry(server, client.settings)
+                if resets:
+                    if self.put_back(client, server, resets, True):
+                        return
+                    untold = False
+        if untold:
+            client.write(messages.ready(bytes((server.status,))))
+        client.go_on_after(server)
+
+    def put_back(
+        self, client: Borrower, server: ServerConnection, resets: dict[bytes, bool], untold: bool
+    ) -> bool:
+        """A RESET has led to the server's base state, and the client's is another: give it that. Whether there is
+        something to wait for.
+
+        :param resets: what may have been reset, and whether for the transaction only
+        :param untold: the client waits for its ReadyForQuery
+        """
+        items = {**self.base_items, **dict(client.startup.items if client.startup is not None else ())}
+        lost = [
+            (name, value, resets.get(name, False))
+            for name, value in items.items()
+            if name in resets or (b"*" in resets and name not in ROLES)
+        ]
+        if not lost:
+            if untold:
+                client.write(messages.ready(bytes((server.status,))))
+            return False
+        client.holding = True
+        client.asking = True
+        learning = Learning(self, client, server)
+        learning.untold = untold
+        learning.sql = put_back(lost)
+        server.inject(learning.sql, learning.put_back, None, True)
+        return True
+
+    def suspect(self, server: ServerConnection, fingerprint: bytes) -> bool:
+        """A text that does more than it shows is about to run: whether it is known to touch session state."""
+        known = self.audited.get(fingerprint)
+        if known is None:
+            if len(self.audited) >= _MAX_STATEMENTS:
+                self.audited.clear()
+            self.audited[fingerprint] = False
+            server.audit = True
+            server.suspects.append(fingerprint)
+        elif self.transactions % _AUDIT_EVERY == 0:
+            server.audit = True
+            server.suspects.append(fingerprint)
+        return known is True
+
+    def learned(self, client: Any, server: ServerConnection, told: Told, customs: set[bytes]) -> None:
+        """The server has said what there is."""
+        if told.settings is not None or told.roles is not None or customs:
+            before = client.settings.items if client.settings is not None else ()
+            had = client.settings.customs if client.settings is not None else frozenset()
+            others = server.stain - had - (client.customs or set())  # empty, they are what those have left
+            server.stain |= told.customs.keys()
+            told.customs = {name: value for name, value in told.customs.items() if value or name not in others}
+            items = told.items(before, self.base_items, customs)
+            if items != before or told.asked != TOLD:  # what can do anything may have done nothing
+                role = told.settings is None and not customs
+                self.note(f"carried: {Pinned.ROLE if role else Pinned.SETTINGS}", client.text)
+            client.settings = self.settings_of(items, client.settings.prepared if client.settings else ())
+            self.carry(server, client.settings)
+        if told.prepared is not None and not self._learned_names(client, server, told):
+            client.keep(server, str(Pinned.PREPARED_BY_SQL), touch.UNKNOWN)
+            client.own_names(server)
+        held = client.ties & ~(told.asked & HELD) | told.held
+        if told.held & touch.LISTEN:
+            self.note(f"carried: {Pinned.LISTEN}", client.text)
+        if held & touch.LISTEN or (client.ear is not None and told.asked & touch.LISTEN):
+            self.listener.settle(client, server, held)
+        else:
+            self.tied(client, server, held)
+
+    def _learned_names(self, client: Any, server: ServerConnection, told: Told) -> bool:
+        """The server has said which statements are prepared there. Whether they can be carried."""
+        had = dict(client.settings.prepared) if client.settings is not None else {}
+        prepared: dict[bytes, bytes] = {}
+        for name, text in (told.prepared or {}).items():
+            # What was carried here was prepared by us: its own text is known better.
+            alone = had[name] if text == had.get(name) else preparing(name, text)
+            if alone is None or len(prepared) >= MAX_PREPARED_BY_SQL:
+                return False
+            prepared[name] = alone
+        if prepared != had:
+            self.note("carried: prepared", client.text)
+            items = client.settings.items if client.settings is not None else ()
+            client.settings = self.settings_of(items, tuple(sorted(prepared.items())))
+            self.carry(server, client.settings)
+        for name, statement in list(server.names.items()):
+            there = (told.named or {}).get(name)
+            if there is None:
+                server.forget(statement)
+                if client.statements is not None and client.statements.get(name) is statement:
+                    del client.statements[name]
+            elif there != statement.tail[: statement.tail.index(b"\0")]:
+                return False  # dropped by SQL, and another one prepared in its place
+        return True
+
+    def tied(self, client: Any, server: ServerConnection, held: int) -> None:
+        """A client has these kinds of state that keep a connection, and goes on."""
+        if held and not client.pin:
+            client.keep(server, self.pin_reason(held), held)
+        client.ties = held
+        if client.pin and not held:
+            client.unpin()
+        elif held:
+            client.pin = self.pin_reason(held) if not held & touch.UNKNOWN else client.pin
+        self.convert(client, server)  # an encoding that cannot be read pins
+        client.go_on_after(server)
+
+    def settings_of(self, items: Any, prepared: Any = ()) -> Settings | None:
+        """The one object for these settings and statements prepared by SQL; None where there are none."""
+        if not (items or prepared):
+            return None
+        key = (items, prepared)
+        settings = self.settings.get(key)
+        if settings is None:
+            if len(self.settings) >= _MAX_SETTINGS:
+                self.settings.clear()
+                self.welcome.clear()
+            settings = Settings(items, meaning(items), prepared)
+            self.settings[key] = settings
+            self.reads_nothing = self.reads_nothing or settings.opaque
+        return settings
+
+    def statement(self, settings: Settings | None, tail: bytes, reading: Any) -> Statement:
+        """The statement that is this text with these types under these settings. O(tail)"""
+        key = (settings.meaning if settings is not None else None, tail)
+        statement = self.statements.get(key)
+        if statement is None:
+            if len(self.statements) >= _MAX_STATEMENTS:
+                self.statements.clear()  # those in use stay with who uses them
+            statement = Statement(tail, reading)
+            self.statements[key] = statement
+        return statement
+
+    def known(self, settings: Settings | None, tail: bytes) -> Statement | None:
+        """The statement, if a server has parsed it."""
+        statement = self.statements.get((settings.meaning if settings is not None else None, tail))
+        return statement if statement is not None and statement.proved else None
+
+    def plan_changed(self, statement: Statement) -> None:
+        """The rows of this statement have changed: who prepares it from now on gets a new one."""
+        if not statement.changed:
+            statement.changed = True
+            self.recovered_plans += 1
+            self.retire(statement)
+
+    def retire(self, statement: Statement) -> None:
+        """Who prepares this text from now on has it parsed anew. O(statements), after an error only."""
+        for key, known in list(self.statements.items()):
+            if known is statement:
+                del self.statements[key]
