@@ -408,3 +408,15 @@ async def test_D8_several_copies_in_one_simple_query(everywhere):
     )
     assert kinds(said).startswith("GCTDCGCHdd" + "cCGCZ" + "GCGCZ")
     assert [row[0] for row in rows(said)] == ["between", "4"]
+
+
+@wire
+async def test_D1_a_copy_behind_another_answer_in_one_read_begins(single, table):
+    """CopyInResponse may come in one piece with the ReadyForQuery before it."""
+    async with await single.client() as client:
+        for number in range(100):
+            await client.send(query("SELECT 1") + query(IN))
+            await client.until("G")
+            await client.send(lines(number) + COPY_DONE)
+            assert "E" not in kinds(await client.until_ready())
+        assert value(await client.query(COUNT)) == "100"

@@ -128,18 +128,10 @@ class Carrying(Pinning):
         resets, client.resets = client.resets, None
         untold = resets is not None
         if not server.failed:
-            if kinds & touch.PREPARED:
-                server.forget_all()
-                client.forget_statements()
-                if client.settings is not None and client.settings.prepared:
-                    client.settings = self.settings_of(client.settings.items)
-                    self.carry(server, client.settings)
-            client.ties &= ~(kinds & touch.SEQUENCE)
+            self.forgotten(client, server, kinds)
             client.touched |= kinds & client.ties
             if kinds & touch.LISTEN and client.ear is not None:
                 client.ear.forget()
-            if client.pin and not client.ties:
-                client.unpin()
             if kinds & touch.SETTINGS:
                 items = dict(client.startup.items) if client.startup is not None else {}
                 if not kinds & touch.ROLE:
@@ -158,6 +150,18 @@ class Carrying(Pinning):
         if untold:
             client.write(messages.ready(bytes((server.status,))))
         client.go_on_after(server)
+
+    def forgotten(self, client: Borrower, server: ServerConnection, kinds: int) -> None:
+        """What no roll-back brings back is gone: statements, and what sequences have said."""
+        if kinds & touch.PREPARED:
+            server.forget_all()
+            client.forget_statements()
+            if client.settings is not None and client.settings.prepared:
+                client.settings = self.settings_of(client.settings.items)
+                self.carry(server, client.settings)
+        client.ties &= ~(kinds & touch.SEQUENCE)
+        if client.pin and not client.ties:
+            client.unpin()
 
     def put_back(
         self, client: Borrower, server: ServerConnection, resets: dict[bytes, bool], untold: bool

@@ -157,6 +157,11 @@ class ClientSession(Requesting):
                 self.hold(data[i:] if i else data)
                 self.order_asked = True
                 return
+            if self.clearing:
+                self.flush(data, start, i)
+                start = i
+                if not self.clears_alone(server, data, kind, i):
+                    return
             if self.raw:
                 start = self.pass_on(server, data, kind, start, i, end)
             elif kind == _QUERY:
@@ -330,11 +335,12 @@ class ClientSession(Requesting):
             self.go_on_after(server)
             return
         if self.clearing:
-            clearing = self.clearing
+            clearing = self.clearing if self.executed else 0
             self.clearing = 0
             self.pool.cleared(self, server, clearing)
             return
         if self.resets:
+            self.copy_asked = False
             resets, self.resets = self.resets, None
             if server.status == _FAILED or not self.pool.put_back(self, server, resets, True):
                 self.go_on_after(server)
@@ -360,6 +366,8 @@ class ClientSession(Requesting):
         """The server reads CopyData: what was held may follow."""
         if self.copy_asked:
             self.copy_asked = False
+            if self.clearing and self.server is not None:
+                self.cleared_within(self.server)
             self.go_on()
 
     def _maybe_release(self, server: ServerConnection) -> None:

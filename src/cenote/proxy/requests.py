@@ -118,12 +118,12 @@ class Requesting(Tied):
         self.unnamed = None
         server.unnamed = None
         server.replies.expect(_OWED_QUERY)
-        if self.clearing or self.resets:
+        if reading.copies and end <= len(data):
+            self.await_copy(data, start, end)
+        elif self.clearing or self.resets:
             # What it leaves behind is the base of what comes next.
             self.flush(data, start, end)
             self.hold(data[end:])
-        elif reading.copies and end <= len(data):
-            self.await_copy(data, start, end)
         return start
 
     def parse(self, server: ServerConnection, data: bytes, start: int, i: int, end: int) -> int:

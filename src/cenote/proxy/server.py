@@ -334,6 +334,9 @@ class ServerConnection(Peer):
             self.answered = False  # nothing but our own
         if ready:
             self._ready(theirs)
+            client = self.client
+            if client is not None and client.copy_asked and self.copying:
+                client.copy_begins()
         elif client is not None and client.copy_asked and (self.copying or replies.kind == _OWED_NONE):
             client.copy_begins()
         elif client is not None and replies.open and replies.kind == _OWED_NONE and self._only_prepared(client):

@@ -4,7 +4,8 @@ from cenote.proxy.prepared cimport Reading, Statement
 from cenote.proxy.replies cimport ReplyQueue
 from cenote.proxy.server cimport ServerConnection
 
-cdef int _OWED_NONE, _BIND, _PREPARED, _SEQUENCE, _UNKNOWN, _LOAD, _SETTINGS, _TEMP, _IDLE, _FAILED
+cdef int _BIND, _EXECUTE, _DESCRIBE, _SYNC, _FLUSH
+cdef int _OWED_NONE, _PREPARED, _SEQUENCE, _UNKNOWN, _LOAD, _SETTINGS, _TEMP, _IDLE, _FAILED
 
 cdef class Tied(Named):
     cdef public bytes held
@@ -12,6 +13,7 @@ cdef class Tied(Named):
     cdef public bint builtin
     cdef public bytes text
     cdef public int clearing
+    cdef public bint executed
     cdef public double pinned_at
     cdef public bint copies
     cdef public object copy_portals
@@ -30,4 +32,6 @@ cdef class Tied(Named):
     @cython.locals(replies=ReplyQueue)
     cdef fresh_sequences(self, ServerConnection server, Reading reading)
     cdef bint may_prepare(self, ServerConnection server, bytes data, Py_ssize_t i) except -1
+    cdef bint clears_alone(self, ServerConnection server, bytes data, int kind, Py_ssize_t i) except -1
+    cdef cleared_within(self, ServerConnection server)
     cdef hold(self, bytes data)

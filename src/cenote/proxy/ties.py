@@ -18,7 +18,8 @@ from cenote.sql import touch
 from cenote.wire import messages
 
 # The same as C sees them.
-_OWED_NONE, _BIND = NONE, kinds.BIND
+_OWED_NONE = NONE
+_BIND, _EXECUTE, _DESCRIBE, _SYNC, _FLUSH = kinds.BIND, kinds.EXECUTE, kinds.DESCRIBE, kinds.SYNC, kinds.FLUSH
 _PREPARED, _SEQUENCE, _UNKNOWN, _LOAD = touch.PREPARED, touch.SEQUENCE, touch.UNKNOWN, touch.LOAD
 _SETTINGS, _TEMP = touch.SETTINGS, touch.TEMP
 _IDLE, _FAILED = 0x49, 0x45  # I and E, as a transaction status
@@ -30,7 +31,7 @@ class Tied(Named):
     held: what has come while its input waits
     customs: the custom settings it may have set; builtin: it may have set others since the server was asked
     text: the text that touched something; pinned_at: since when it keeps its connection
-    clearing: what the text under way brings back to nothing
+    clearing: what the text under way brings back to nothing, and nothing else; executed: if it is bound, it runs
     copies: its statements may make the server read CopyData; copy_portals: those of its portals that do
     """
 
@@ -41,6 +42,7 @@ class Tied(Named):
         self.builtin = False
         self.text = b""
         self.clearing = 0
+        self.executed = False
         self.pinned_at = 0.0
         self.copies = False
         self.copy_portals: set[bytes] | None = None
@@ -55,8 +57,11 @@ class Tied(Named):
             and at_rest
             and not self.raw
             and (server.status == _IDLE or touches == _PREPARED)
+            # DEALLOCATE ALL is not undone by a roll-back, what stands beside it in a text may be.
+            and (touches == _PREPARED or not touches & _PREPARED or data.find(b";", i + 5, end - 2) < 0)
         ):
-            self.clearing = touches  # DEALLOCATE ALL is not undone by a roll-back
+            self.clearing = touches
+            self.executed = True
             self._mind_base(reading.resets)
             return True
         if touches & _PREPARED and not self.may_prepare(server, data, i):
@@ -75,9 +80,11 @@ class Tied(Named):
             and touches & ~reading.clears == 0
             and not self.raw
             and server.status == _IDLE
+            and not server.replies.bound
             and (server.replies.kind == _OWED_NONE or server.replies.pending() == 1)
         ):
             self.clearing = touches
+            self.executed = False
             self._mind_base(reading.resets)
         elif touches or reading.resets:
             self._note(server, reading, data, i, end)
@@ -174,6 +181,31 @@ class Tied(Named):
         self.take_names(server)
         server.taken_at = server.replies.sent
         return True
+
+    def clears_alone(self, server: ServerConnection, data: bytes, kind: int, i: int) -> bool:
+        """A statement that clears state was bound in this batch. Whether this message changes nothing about that;
+        if not, what came of it is settled first, for which the message may be held."""
+        if kind == _EXECUTE and not self.executed:
+            self.executed = True
+            return True
+        if kind in (_DESCRIBE, _SYNC, _FLUSH):
+            return True
+        if server.replies.kind == _OWED_NONE:
+            self.cleared_within(server)
+            return True
+        self.hold(data[i:] if i else data)
+        server.write(messages.FLUSH)
+        self.copy_asked = True
+        return False
+
+    def cleared_within(self, server: ServerConnection) -> None:
+        """A statement that clears was answered inside of its batch: what no roll-back brings back is gone, and the
+        server is asked for the rest at the end."""
+        kinds, self.clearing = self.clearing, 0
+        if self.executed and not server.failed:
+            self.pool.forgotten(self, server, kinds)
+            self.touched |= kinds & ~(_PREPARED | _SEQUENCE)
+            self.builtin = self.builtin or kinds & _SETTINGS != 0
 
     def keep(self, server: ServerConnection, reason: str, flags: int) -> None:
         """Keep this server connection while it has this kind of state."""
