@@ -14,7 +14,7 @@ from scripts_BD import SYNC, query, run
 from state_kit import direct, pid_of, pinned, tell
 
 from cenote.embedded import Postgres
-from cenote.testing.wire import RawClient, kinds, value
+from cenote.testing.wire import RawClient, kinds, rows, value
 
 EXTENDED = pytest.mark.parametrize("extended", [False, True], ids=["simple", "extended"])
 
@@ -346,3 +346,20 @@ async def test_an_unlisten_in_the_middle_of_a_batch_that_rolls_it_back_is_undone
         await client.until_ready()
         await client.query("SELECT 1")
         assert channels(pair) == ["a", "b"]
+
+
+@EXTENDED
+@wire
+async def test_who_keeps_a_connection_for_listening_executes_what_it_has_prepared(proxy_for, pg, extended):
+    """The shared connection hears in another encoding, so this client listens on its own; that it is asked about
+    is no reason to be asked again."""
+    proxy = proxy_for(pg, max_size=3)
+    async with await proxy.client(params={"client_encoding": "LATIN1"}) as other, await proxy.client() as client:
+        await listening(proxy, other, "LISTEN a")
+        await tell(
+            client, "CREATE TEMP TABLE held (n int)", "PREPARE p AS SELECT 1", "LISTEN a", extended=extended
+        )
+        for _ in range(3):
+            execute = run("EXECUTE p") + SYNC if extended else query("EXECUTE p")
+            await client.send(execute + execute)
+            assert rows(await client.trace(2)) == [("1",), ("1",)]

@@ -97,9 +97,6 @@ class Requesting(Tied):
             self.keep(server, _STATEMENT_TOO_LONG, _UNKNOWN)
         elif not plain(data, i + 5, end - 1):
             reading = read(data[i + 5 : end - 1])
-            if reading.hidden:
-                self.suspect(server, reading.fingerprint)
-            self.touched |= reading.ends & self.ties
         elif data[i + 5] | 0x20 in _CHANGES:
             self.suspect(server, _change(data, i + 5, end))
         if reading.matters:
@@ -115,6 +112,9 @@ class Requesting(Tied):
                 return end
             if (reading.touches or reading.resets) and not self.beware(server, reading, data, i, end):
                 return i
+        if reading.hidden:
+            self.suspect(server, reading.fingerprint)
+        self.touched |= reading.ends & self.ties
         self.unnamed = None
         server.unnamed = None
         server.replies.expect(_OWED_QUERY)
@@ -208,15 +208,16 @@ class Requesting(Tied):
             statement = self.statements.get(name)
             if statement is not None:
                 reading = statement.reading
-        if reading.hidden:
-            self.suspect(server, reading.fingerprint)
-        self.touched |= reading.ends & self.ties
         if reading.matters:
             self.repeatable = False
             self.flush(data, start, i)
             start = i
             if reading.touches & _PREPARED & ~reading.clears and not self.may_prepare(server, data, i):
                 return i
+        if reading.hidden:
+            self.suspect(server, reading.fingerprint)
+        self.touched |= reading.ends & self.ties
+        if reading.matters:
             if (
                 reading.ties
                 and not self.pin
