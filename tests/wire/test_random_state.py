@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 from proxy_kit import RunningProxy, config_for, logged_in
-from scripts_BD import SYNC, query, run
+from scripts_BD import SYNC, again, bind, close, parse, query, run
 
 from cenote import embedded
 from cenote.testing.postgres import wait_until
@@ -67,7 +67,48 @@ class Said:
     values: tuple[str, ...] = ()
 
     def message(self, extended: bool) -> bytes:
-        return run(self.text, *self.values) + SYNC if extended or self.values else query(self.text)
+        return self.part() + SYNC if extended or self.values else query(self.text)
+
+    def part(self) -> bytes:
+        """As a part of a batch."""
+        return run(self.text, *self.values)
+
+
+@dataclass(frozen=True)
+class Bound(Said):
+    """A text that is bound and not executed."""
+
+    def message(self, extended: bool) -> bytes:
+        return self.part() + SYNC
+
+    def part(self) -> bytes:
+        return parse("", self.text) + bind("")
+
+
+@dataclass(frozen=True)
+class Named(Said):
+    """A statement prepared by the protocol: with a text it is parsed, without one it is executed or closed."""
+
+    name: str = ""
+    ends: bool = False
+
+    def message(self, extended: bool) -> bytes:
+        return self.part() + SYNC
+
+    def part(self) -> bytes:
+        if self.text:
+            return parse(self.name, self.text)
+        return close(self.name) if self.ends else again(self.name)
+
+
+@dataclass(frozen=True)
+class Batch(Said):
+    """Some of these, up to one Sync."""
+
+    parts: tuple[Said, ...] = ()
+
+    def message(self, extended: bool) -> bytes:
+        return b"".join(said.part() for said in self.parts) + SYNC
 
 
 @dataclass(frozen=True)
@@ -155,8 +196,33 @@ PREPARED = said(
     *("EXECUTE p", "EXECUTE p", "EXECUTE q ('me')", "EXECUTE q ('you')", 'EXECUTE "P"', "EXPLAIN EXECUTE p"),
     *("DEALLOCATE p", "DEALLOCATE q", "DEALLOCATE ALL"),
 )
+BOUND = st.sampled_from(
+    [
+        Bound(text)
+        for text in ("RESET ALL", "DISCARD ALL", "DEALLOCATE ALL", "SET work_mem = '13MB'", "RESET work_mem")
+    ]
+)
+NAMED = st.sampled_from(
+    [
+        *(Named("SELECT current_setting('work_mem'), 'r'", name="r"), Named("SELECT 's'", name="s")),
+        *(Named("SELECT current_setting('app.user', true)", name="s"), Named("SET app.user = 'named'", name="t")),
+        *(Named("DEALLOCATE ALL", name="t"), Named("nonsense", name="r")),
+        *(Named("", name=name, ends=ends) for name in "rst" for ends in (False, False, True)),
+    ]
+)
+# Nothing is put back before the end of a batch: test_cases_C_settings.py says what is missing behind a RESET.
+BATCHES = st.lists(
+    st.one_of(NAMED, NAMED, PREPARED, SETS, TRANSACTIONS, said("SELECT 1/0", "DEALLOCATE ALL", "SELECT 2")),
+    min_size=2,
+    max_size=4,
+).map(
+    lambda parts: Batch(
+        " | ".join(f"{part.text}{getattr(part, 'name', '')}" for part in parts), parts=tuple(parts)
+    )
+)
 LINES = st.one_of(
     *(SETS, SETS, CONFIGS, RESETS, TRANSACTIONS, TRANSACTIONS, WHO, OTHERS, MANY, PREPARED, PREPARED),
+    *(BOUND, NAMED, NAMED, BATCHES, BATCHES),
     *(said(*PROBES), said(*PROBES)),
 )
 STARTUPS = st.fixed_dictionaries(
@@ -236,8 +302,8 @@ def _told(message: Message) -> Any:
         return tuple(column or "" for column in rows([message])[0])
     if message.kind in "EN":
         return message.kind, message.fields["C"], message.fields["M"]
-    if message.kind == "T":
-        return "T"
+    if message.kind in "Tt":
+        return message.kind
     return message.kind, message.body
 
 
