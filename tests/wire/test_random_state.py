@@ -210,9 +210,17 @@ NAMED = st.sampled_from(
         *(Named("", name=name, ends=ends) for name in "rst" for ends in (False, False, True)),
     ]
 )
-# Nothing is put back before the end of a batch: test_cases_C_settings.py says what is missing behind a RESET.
+# A Parse that the proxy answers takes no snapshot, so a transaction may yet be made SERIALIZABLE behind it. And
+# nothing is put back before the end of a batch: test_cases_C_settings.py says what is missing behind a RESET.
 BATCHES = st.lists(
-    st.one_of(NAMED, NAMED, PREPARED, SETS, TRANSACTIONS, said("SELECT 1/0", "DEALLOCATE ALL", "SELECT 2")),
+    st.one_of(
+        NAMED,
+        NAMED,
+        PREPARED,
+        SETS,
+        TRANSACTIONS.filter(lambda said: "LEVEL" not in said.text),
+        said("SELECT 1/0", "DEALLOCATE ALL", "SELECT 2"),
+    ),
     min_size=2,
     max_size=4,
 ).map(
