@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from proxy_kit import GATE, SLEEP, Admin, RunningProxy, finishes_anyway, running, until, wire, works
+from state_kit import elsewhere, tell
 
 from cenote.testing.scripted_server import ScriptedServer, ServerEnd
 from cenote.testing.wire import RawClient, error, kinds, send_cancel, value
@@ -320,6 +321,33 @@ async def test_E5_a_cancel_does_not_hit_what_the_proxy_runs_for_itself(proxy_for
             go_on.set()
             assert error(await client.until_ready())["C"] == "57014"
             assert value(await client.query("SELECT next")) == "0: SELECT next"
+
+
+@pytest.mark.parametrize("way_out", ["cancel", "query_timeout"])
+@wire
+async def test_E5_a_cancel_ends_what_its_client_waits_for_while_it_is_given_its_settings(
+    proxy_for, pg18, admin, way_out
+):
+    """Here: a statement prepared by SQL, and another session that has locked its table."""
+    proxy = proxy_for(pg18, max_size=2, query_timeout=0.5 if way_out == "query_timeout" else None)
+    blocked = "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'e_locked'::regclass"
+    admin.rows("CREATE TABLE e_locked (x int); GRANT ALL ON e_locked TO PUBLIC")
+    try:
+        async with await proxy.client() as client:
+            await tell(client, "PREPARE p AS SELECT count(*) FROM e_locked")
+            async with elsewhere(proxy, client):
+                with admin.conn.transaction():
+                    admin.rows("LOCK TABLE e_locked")
+                    await client.send(messages.query("SELECT 1"))
+                    await until(lambda: admin.rows(blocked), "it is prepared on the other connection")
+                    if way_out == "cancel":
+                        await send_cancel(proxy.address, client.key)
+                    answer = await client.until_ready()
+                    assert kinds(answer) == "EZ"
+                    assert error(answer)["C"] == "57014"
+                assert value(await client.query("EXECUTE p")) == "0"
+    finally:
+        admin.rows("DROP TABLE e_locked")
 
 
 async def works_for(proxy: RunningProxy) -> None:

@@ -6,7 +6,7 @@ import pytest
 from proxy_kit import RunningProxy, until, wire
 
 from cenote.testing.postgres import terminate
-from cenote.testing.scripted_server import ScriptedServer, ServerEnd
+from cenote.testing.scripted_server import Script, ScriptedServer, ServerEnd
 from cenote.testing.wire import (
     Message,
     error,
@@ -155,6 +155,99 @@ async def test_F6_the_same_in_the_extended_protocol(proxy_for):
         async with await proxy.client() as client:
             await client.send(batch)
             assert kinds(await client.until_ready()) == "12DCZ"
+
+
+def dying_at(word: bytes, armed: asyncio.Event, last: bytes = b"") -> Script:
+    """Serves; once armed, it ends at the first query with this word in it."""
+
+    async def script(session: ServerEnd) -> None:
+        while True:
+            kind, text = await session.receive()
+            if kind == "X":
+                return
+            if kind == "Q" and word in text and armed.is_set():
+                session.send(last)
+                return
+            session.answer(text[:-1].decode())
+
+    return script
+
+
+@pytest.mark.parametrize(
+    ("text", "last"),
+    [
+        pytest.param("SELECT hello", fatal("57P01"), id="in one write with the settings"),
+        pytest.param("VALUES (1)", fatal("57P05"), id="behind them"),
+        pytest.param("VALUES (1)", b"", id="behind them, without a word"),
+    ],
+)
+@wire
+async def test_F6_a_server_that_ends_while_it_is_given_the_settings_costs_no_error(proxy_for, text, last):
+    armed = asyncio.Event()
+    async with ScriptedServer(dying_at(b"SET", armed, last), serve) as server:
+        proxy = proxy_for(server, max_size=1)
+        async with await proxy.client(params={"work_mem": "5MB"}) as client, await proxy.client() as other:
+            assert value(await other.query("SELECT hello")) == "0: SELECT hello"
+            armed.set()
+            assert value(await client.query(text)) == f"1: {text}"
+            assert value(await client.query(text)) == f"1: {text}"
+
+
+@pytest.mark.parametrize("text", ["SELECT hello", "VALUES (1)"])
+@wire
+async def test_F6_if_every_server_does_the_client_is_told_in_the_end(proxy_for, text):
+    armed = asyncio.Event()
+    async with ScriptedServer(dying_at(b"SET", armed, fatal("57P05"))) as server:
+        proxy = proxy_for(server, max_size=1)
+        async with await proxy.client(params={"work_mem": "5MB"}) as client, await proxy.client() as other:
+            assert value(await other.query("SELECT hello")) == "0: SELECT hello"
+            armed.set()
+            await client.send(messages.query(text))
+            ended = await client.closed()
+            assert kinds(ended) == "E"
+            assert error(ended)["C"] == "08006"
+            assert 2 < len(server.sessions) < 10
+
+
+@wire
+async def test_F6_a_server_that_ends_while_it_is_asked_what_was_set_is_told_of_once(proxy_for):
+    """What the session has become is lost with it."""
+    armed = asyncio.Event()
+    async with ScriptedServer(dying_at(b"pg_settings", armed, fatal("57P01"))) as server:
+        proxy = proxy_for(server, max_size=1)
+        async with await proxy.client() as client:
+            armed.set()
+            assert kinds(await client.query("SET work_mem = '5MB'"))[-1] == "Z"
+            ended = await client.closed()
+            assert kinds(ended) == "E"
+            assert error(ended)["C"] == "08006"
+            assert "its state is lost" in error(ended)["M"]
+
+
+@wire
+async def test_F6_a_client_that_keeps_an_idle_server_hears_that_it_has_ended(proxy_for, pg18, admin):
+    proxy = proxy_for(pg18)
+    async with await proxy.client() as client:
+        await client.query("SELECT pg_advisory_lock(1)")
+        admin.rows("SELECT pg_terminate_backend(%s)", (int(value(await client.query(PID)) or 0),))
+        ended = await client.closed()
+        assert kinds(ended) == "E"
+        assert error(ended)["C"] == "08006"
+
+
+@pytest.mark.parametrize("how", ["set", "startup"])
+@wire
+async def test_F5_the_idle_session_timeout_of_a_client_ends_no_connection_of_the_pool(proxy_for, pg18, admin, how):
+    proxy = proxy_for(pg18, max_size=1)
+    params = {"idle_session_timeout": "100"} if how == "startup" else {}
+    async with await proxy.client(params=params) as client:
+        if how == "set":
+            await client.query("SET idle_session_timeout = 100")
+        pid = value(await client.query(PID))
+        for _ in range(3):
+            admin.rows("SELECT pg_sleep(0.3)")
+            assert value(await client.query("SHOW idle_session_timeout")) == "100ms"
+            assert value(await client.query(PID)) == pid
 
 
 @pytest.mark.parametrize("end", ["close", "reset"])

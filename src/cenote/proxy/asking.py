@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from cenote.errors import ProtocolError
+from cenote.proxy.replies import OWN_QUERY
 from cenote.proxy.roles import Borrower
 from cenote.proxy.state import answer, patient, question
 from cenote.reasons import Pinned
@@ -56,6 +57,13 @@ class Guest(Borrower):
     def misfit(self, error: bytes) -> None:
         """The server refuses these settings."""
         self.end(messages.message(b"E", error))
+
+    def start_over(self, server: Any) -> None:
+        """The connection ended before it carried the settings: have another one."""
+        if self.borrow() is not None:
+            self.go_on()
+        elif self.declined is not None:
+            self.end(self.declined)
 
     def server_lost(self, server: Any) -> None:
         """The connection ended."""
@@ -144,7 +152,10 @@ class Learning:
 
 
 class Conversion:
-    """What is known of a conversion until the server answers."""
+    """What is known of a conversion until the server answers.
+
+    cancelled: it was, for its client: that hears so in answer to what it has sent
+    """
 
     def __init__(self, pool: Any, client: Any, server: Any, settings: Any, sql: bytes) -> None:
         self.pool = pool
@@ -153,18 +164,23 @@ class Conversion:
         self.settings = settings
         self.sql = sql
         self.tries = 0
+        self.cancelled = False
 
     def ask(self) -> None:
         """Send it."""
         self.tries += 1
         self.server.inject(self.sql, self.done)
 
+    def runs(self) -> bool:
+        """Whether the server has answered to everything that was sent before."""
+        return bool(self.server.replies.kind == OWN_QUERY and self.server.replies.pending() == 1)
+
     def done(self, error: bytes | None) -> None:
         """The server has answered."""
-        if timed_out(error) and self.tries < _TRIES:
+        if timed_out(error) and self.tries < _TRIES and not self.cancelled:
             self.ask()
         else:
-            self.pool.converted(self.client, self.server, self.settings, error)
+            self.pool.converted(self.client, self.server, self.settings, error, self.cancelled)
 
 
 def timed_out(error: bytes | None) -> bool:

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from cenote.proxy.asking import Conversion, Learning
+from cenote.proxy.asking import Conversion, Learning, timed_out
 from cenote.proxy.pinning import Pinning
 from cenote.proxy.prepared import Statement, meaning
 from cenote.proxy.roles import Borrower
 from cenote.proxy.server import ServerConnection
-from cenote.proxy.settings import MAX_PREPARED_BY_SQL, ROLES, Settings, Way, preparing, put_back, way
+from cenote.proxy.settings import IDLE_TIMEOUT, MAX_PREPARED_BY_SQL, ROLES, Settings, Way, preparing, put_back, way
 from cenote.proxy.state import HELD, TOLD, Told
 from cenote.reasons import Pinned
 from cenote.sql import touch
@@ -20,6 +20,7 @@ from cenote.wire import messages
 _AUDIT_EVERY = 1_000  # after the first time
 _MAX_STATEMENTS = 16_384
 _MAX_SETTINGS = 4_096
+_LOSSES = 5
 
 
 class Carrying(Pinning):
@@ -72,8 +73,15 @@ class Carrying(Pinning):
             server.convert_first(way.query, client.settings)
             return False
         client.holding = True
-        Conversion(self, client, server, client.settings, way.sql).ask()
+        client.conversion = Conversion(self, client, server, client.settings, way.sql)
+        client.conversion.ask()
         return True
+
+    def tries_again(self, client: Borrower) -> bool:
+        """A connection is gone that was to carry this client's settings. Whether it may have another one."""
+        client.conversion = None
+        client.losses += 1
+        return client.losses <= _LOSSES
 
     def _free_names(self, server: ServerConnection, settings: Settings) -> None:
         """What these settings prepare by SQL is to have its names: others' statements have to go."""
@@ -95,21 +103,36 @@ class Carrying(Pinning):
 
     def went_first(self, server: ServerConnection, settings: Any, error: Any) -> None:
         """The server has answered to a conversion behind which the client's batch is under way."""
+        client = server.client
         if error is None:
             self.carry(server, settings)
-        elif server.client is not None:
-            server.client.misfit(error)
+            if client is not None:
+                client.losses = 0
+        elif client is not None:
+            client.misfit(error)
 
-    def converted(self, client: Borrower, server: ServerConnection, settings: Any, error: Any) -> None:
-        """The server has answered to a conversion."""
+    def converted(
+        self, client: Borrower, server: ServerConnection, settings: Any, error: Any, cancelled: bool
+    ) -> None:
+        """The server has answered to a conversion.
+
+        :param cancelled: the client asked for that; or it has taken longer than a query may
+        """
         if error is None:
             self.carry(server, settings)
         if server.client is not client:
+            return
+        client.conversion = None
+        if timed_out(error) or (cancelled and error is None):
+            said = messages.error("ERROR", "57014", "canceling statement due to user request")
+            self.settled(client, server)
+            client.refuse(said if error is None else messages.message(b"E", error))
             return
         if error is not None:
             client.holding = False
             client.misfit(error)
             return
+        client.losses = 0
         server.answered = False
         self.convert(client, server)
         client.go_on()
@@ -122,6 +145,12 @@ class Carrying(Pinning):
             settings = self.stained
         server.settings = settings
         server.slot.settings = settings
+        server.expires = settings is not None and settings.expires
+
+    def lasting(self, settings: Settings) -> Settings | None:
+        """The same settings, but that the server ends no session with them for being idle."""
+        items = tuple([item for item in settings.items if item[0] != IDLE_TIMEOUT])
+        return self.settings_of(items, settings.prepared)
 
     def cleared(self, client: Borrower, server: ServerConnection, kinds: int) -> None:
         """A text that only clears session state was answered."""

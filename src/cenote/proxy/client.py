@@ -388,6 +388,10 @@ class ClientSession(Requesting):
         """The server ended before anything of this batch ran: send it once more, on another connection."""
         self.scan(batch)
 
+    def start_over(self, server: ServerConnection) -> None:
+        """This server connection is gone before anything of what is held was sent: it goes to another one."""
+        self.go_on()
+
     def misfit(self, error: bytes) -> None:
         """The server refuses the settings this client logged in with."""
         server = self.server
@@ -398,12 +402,14 @@ class ClientSession(Requesting):
 
     def server_lost(self, server: ServerConnection) -> None:
         """The server connection ended in this client's hands. It hears of it once."""
-        if server.fatal is not None or (server.left and not server.dropping):
+        if server.told or (server.left and not server.dropping):
             # The server's own words were passed on; or half a message was, and nothing can follow that.
             self.ending = True
             self.close()
-        else:
-            self.fail("08006", f'cenote: pool "{self.pool.name}": the server closed the connection unexpectedly')
+            return
+        what = " while it was asked what had become of this session: its state is lost" if self.asking else ""
+        name = self.pool.name
+        self.fail("08006", f'cenote: pool "{name}": the server closed the connection unexpectedly{what}')
 
     def hear(self) -> None:
         """Read from the client again, unless its input is held or its server takes no more."""

@@ -321,6 +321,10 @@ class Listener(Guest):
         """The server refuses these settings."""
         self._obeyed(messages.message(b"E", error)[5:])
 
+    def start_over(self, server: Any) -> None:
+        """The connection ended before it carried the settings."""
+        self.server_lost(server)
+
     def server_lost(self, server: Any) -> None:
         """The connection ended."""
         self._lost(str(Closed.SERVER_CLOSED))

@@ -145,7 +145,7 @@ class ProxyPool(Carrying):
             self.machine.release_broken(server.slot, now, "server_closed", self.failure(server))
         elif server.doubtful:
             self.machine.release_broken(server.slot, now, "cancel_failed", "private")
-        elif server.audit:
+        elif server.audit or server.expires:
             self.machine.release_touched(server.slot, now)
         else:
             self.machine.release(server.slot, now)
@@ -249,6 +249,7 @@ class ProxyPool(Carrying):
             self.machine.abandon(waiter, now)
             waiter.data = None
         server = client.server
+        client.conversion = None
         if client.sight is not None:
             client.sight.watch.leaves(client)
         if client.ear is not None:
@@ -267,7 +268,7 @@ class ProxyPool(Carrying):
             elif client.ties or client.touched or client.resets:
                 server.unclean = True
                 self.machine.release_touched(slot, now)
-            elif server.rests() and not (server.cancels or server.doubtful or self.session_mode):
+            elif server.rests() and not (server.cancels or server.doubtful or server.expires or self.session_mode):
                 self.machine.release(slot, now)
             else:
                 self.machine.release_touched(slot, now)
@@ -290,7 +291,9 @@ class ProxyPool(Carrying):
             batch = server.batch if server.replaying else None
             self._part(client, server)
             self.machine.release_broken(slot, now, "server_closed", failure)
-            if batch is not None:
+            if client.conversion is not None and self.tries_again(client):
+                client.start_over(server)
+            elif batch is not None and (not server.guard or self.tries_again(client)):
                 self.replays += 1
                 client.resubmit(batch)
             else:

@@ -19,6 +19,8 @@ cdef class Borrower(Peer):
     cdef public int ties
     cdef public object resets
     cdef public bint asking
+    cdef public object conversion
+    cdef public int losses
     cdef public long long bytes_out
     cdef public double since
     cdef public str pin

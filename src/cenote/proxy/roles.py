@@ -18,6 +18,8 @@ class Borrower(Peer):
     touched: flags of what its texts may have touched since the server was last asked
     ties: flags of what its connection has and cannot be carried: why it is pinned. UNKNOWN never ends
     asking: its input waits for the answer to a question of ours
+    conversion: its input waits, and nothing of it was sent, until the connection carries its settings; else None
+    losses: how many connections it has lost since, in a row, while they were made to carry its settings
     resets: settings that may have gone back to the server's base state, which is not this borrower's, and whether
         for the transaction only; `*` is all but the role; None: there are none
     waiter: its place in the pool's line; declined: the error instead of a connection
@@ -50,6 +52,8 @@ class Borrower(Peer):
         self.ties = 0
         self.resets: Any = None
         self.asking = False
+        self.conversion: Any = None
+        self.losses = 0
         self.bytes_out = 0
         self.since = 0.0
         self.pin = ""
@@ -111,6 +115,10 @@ class Borrower(Peer):
 
     def resubmit(self, batch: bytes) -> None:
         """The server ended before anything of this batch ran."""
+
+    def start_over(self, server: Any) -> None:
+        """This server connection is gone before anything was sent on it: have another one."""
+        self.server_lost(server)
 
     def server_lost(self, server: Any) -> None:
         """The server connection ended in this borrower's hands."""

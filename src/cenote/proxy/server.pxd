@@ -22,6 +22,7 @@ cdef class ServerConnection(Peer):
     cdef public int status
     cdef public object settings
     cdef public object stain
+    cdef public bint expires
     cdef public bint unclean
     cdef public bint hid
     cdef public bint sequenced
@@ -51,6 +52,7 @@ cdef class ServerConnection(Peer):
     cdef public bytes instead
     cdef public list binding
     cdef public object fatal
+    cdef public bint told
     cdef public bint failed
     cdef public bint unparsed
     cdef public object quiet
@@ -74,7 +76,7 @@ cdef class ServerConnection(Peer):
     cdef _ready(self, bint theirs)
     @cython.locals(replies=ReplyQueue, client=Borrower)
     cdef bint _error(self, bytes body, int owed, bint first) except -1
-    cdef bint _undone(self) except -1
+    cdef bint _last_words(self, int owed, bint first) except -1
     cdef _undo(self, list dropped, int failed)
     cdef _parameter(self, bytes body)
     cdef _broken(self, str what)

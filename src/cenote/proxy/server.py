@@ -78,6 +78,7 @@ class ServerConnection(Peer):
     status: the transaction status of the last ReadyForQuery (I, T, E)
     settings: what it carries beside its base state, an object of `settings.py`; None is the base state
     stain: names of custom settings that were ever set on it
+    expires: with its settings the server would end it while it is idle
     unclean: its last client has left state behind that has to be discarded
     hid: its borrower has run what may have asked a sequence; sequenced: so has one before him, and `currval` and
         `lastval` would tell of it
@@ -88,6 +89,7 @@ class ServerConnection(Peer):
     copying: the server reads CopyData; it ignores Sync and Flush meanwhile
     skipping: it discards everything until Sync
     guard: number of the batch that the client's next one runs behind, if it succeeds; 0: none
+    fatal: its last words; told: its client has heard them
     at_rest: nothing is owed and no transaction is open
     """
 
@@ -100,7 +102,7 @@ class ServerConnection(Peer):
         self.status = _IDLE
         self.settings: Any = None
         self.stain: frozenset[bytes] = frozenset()
-        self.unclean = False
+        self.expires = self.unclean = False
         self.hid = False
         self.sequenced = False
         self.audit = False
@@ -118,7 +120,7 @@ class ServerConnection(Peer):
         self.answered = False  # something came since the lease began
         self.batch: bytes | None = None  # what is in flight, while it could be sent once more as it is
         self.described = False  # that batch is Bind ... Sync and asks for the description of its rows
-        self.replaying = False
+        self.replaying = self.told = False
         self.lease_tick = 0
         self.began_at = 0.0  # the transaction; and the request, 0 when none is under way
         self.asked_at = 0.0
@@ -372,7 +374,7 @@ class ServerConnection(Peer):
                     client.answered(self)
         elif self.client is not None and self.client.order_asked:
             self.client.in_order()
-        elif self.cancel_wanted != 0.0 and self.replies.kind < _OWED_SWALLOWED:
+        elif self.cancel_wanted != 0.0:
             self.pool.cancel_now(self)
 
     def _error(self, body: bytes, owed: int, first: bool) -> bool:
@@ -386,15 +388,12 @@ class ServerConnection(Peer):
         self.unparsed = owed == _OWED_QUERY and first and b"\0Rscanner_yyerror\0" in body and b"\0q" not in body
         if b"SFATAL\0" in body or b"SPANIC\0" in body or b"VFATAL\0" in body or b"VPANIC\0" in body:
             self.fatal = body
+            return self._last_words(owed, first)
         if owed in (_OWED_NONE, _OWED_QUERY, _OWED_SYNC):
-            if owed == _OWED_NONE and self.fatal is not None and self.status == _IDLE:
-                return True  # it comes behind the last answer: nobody is waiting for anything
-            return first and self.fatal is not None and self._undone()
+            return False
         if owed in (_OWED_OWN_QUERY, _OWED_OWN_SYNC):
             replies.entry().failed = body
             return True
-        if self.fatal is not None:
-            return first and self._undone()
         client = self.client
         if client is not None and b'"cenote_' in body:
             told = client.in_own_names(self, body)
@@ -421,16 +420,18 @@ class ServerConnection(Peer):
             self.instead = b""
         return self.replaying or self.instead != b""
 
-    def _undone(self) -> bool:
-        """The server ended the session before it answered anything: whether the batch may run on another one.
+    def _last_words(self, owed: int, first: bool) -> bool:
+        """The server ends the session. Whether the client shall not hear of it in these words: its batch runs on
+        another one; or they come in answer to what it has not asked, and it will be told in ours.
 
         57P01 and 57P05 roll back what was begun, and no command had completed: its answer would have come first.
         """
         fatal = self.fatal or b""
-        if self.batch is None or self.client is None or not (b"C57P01\0" in fatal or b"C57P05\0" in fatal):
-            return False
-        self.replaying = True
-        return True
+        self.replaying = first and self.batch is not None and (b"C57P01\0" in fatal or b"C57P05\0" in fatal)
+        nobodys = owed == _OWED_NONE and self.status == _IDLE
+        ours = owed >= _OWED_SWALLOWED and owed not in (_OWED_OWN_PARSE, _OWED_OWN_CLOSE)
+        self.told = not (self.replaying or nobodys or ours)
+        return not self.told
 
     def _undo(self, dropped: list[Entry] | None, failed: int) -> None:
         """The server discarded these requests: so does the bookkeeping."""

@@ -27,6 +27,7 @@ _NAME_BYTES = 63  # longer ones are cut by the server
 APPLICATION_NAME = b"application_name"
 ROLES = (b"session_authorization", b"role")
 TIMEOUT = b"statement_timeout"
+IDLE_TIMEOUT = b"idle_session_timeout"
 MAX_PREPARED_BY_SQL = 64  # of one client; one with more is pinned
 PATIENCE = b"SET LOCAL statement_timeout = 0"
 _SHORT = re.compile(rb"\s*\d{1,3}\s*(?:ms|us)?\s*|.*us\s*|.*[.eExX].*")
@@ -46,6 +47,7 @@ class Settings:
     meaning: the part of it that changes what a text means, None if none does
     prepared: what it has prepared by SQL, names and texts
     opaque: in this client encoding texts cannot be read byte by byte
+    expires: the server ends a session with them that is idle, as one in the pool is
     """
 
     def __init__(self, items: Pairs, meaning: object, prepared: Pairs = ()) -> None:
@@ -57,6 +59,7 @@ class Settings:
         self.temporary = b"pg_temp" in dict(items).get(b"search_path", b"")
         self.canonical: dict[bytes, bytes] = {}
         self.customs = frozenset(name for name, _ in items if b"." in name)
+        self.expires = any(name == IDLE_TIMEOUT for name, _ in items)
         self.opaque = _ENCODING_NAME.sub(b"", encoding.lower()) in _OPAQUE
 
     def cost_from(self, carried: Settings | None, stain: frozenset[bytes]) -> int:
@@ -105,8 +108,9 @@ class Way:
 def way(carried: Settings | None, wanted: Settings | None, base: dict[bytes, bytes]) -> Way | None:
     """How to take a connection from one to the other; None: there is nothing to do. O(settings)"""
     sql = conversion(carried, wanted, base)
-    # A text that cannot be read pins; and behind a timeout that strikes at once, nothing may follow unseen.
-    first = PATIENCE not in sql and not (wanted is not None and wanted.opaque)
+    # A text that cannot be read pins; behind a timeout that strikes at once, nothing may follow unseen; and to
+    # prepare may take long: a table is locked.
+    first = PATIENCE not in sql and _PREPARING not in sql and not (wanted is not None and wanted.opaque)
     return Way(sql, first) if sql else None
 
 
@@ -157,10 +161,7 @@ def _preparations(carried: Settings | None, wanted: Settings | None) -> list[byt
     after = dict(wanted.prepared) if wanted is not None else {}
     texts = [b"DEALLOCATE " + identifier_of(name) for name in before if before[name] != after.get(name)]
     texts += [text for name, text in after.items() if before.get(name) != text]
-    return [
-        b"DO $cenote$BEGIN EXECUTE " + literal(text) + b";EXCEPTION WHEN OTHERS THEN NULL;END$cenote$"
-        for text in texts
-    ]
+    return [_PREPARING + literal(text) + b";EXCEPTION WHEN OTHERS THEN NULL;END$cenote$" for text in texts]
 
 
 def preparing(name: bytes, text: bytes) -> bytes | None:
@@ -178,6 +179,7 @@ def preparing(name: bytes, text: bytes) -> bytes | None:
     return found[0] if len(found) == 1 and len(text) <= _MAX_PREPARED_BYTES else None
 
 
+_PREPARING = b"DO $cenote$BEGIN EXECUTE "
 _PREPARE = re.compile(r'prepare\s+("(?:[^"]|"")+"|[A-Za-z_][\w$]*)', re.IGNORECASE | re.ASCII)
 _MAX_PREPARED_BYTES = 65_536
 

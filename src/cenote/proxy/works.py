@@ -22,7 +22,7 @@ from cenote.proxy.pool import ProxyPool
 from cenote.proxy.prepared import read
 from cenote.proxy.replies import NONE, OWN_QUERY, OWN_SYNC, QUERY, SYNC
 from cenote.proxy.server import ServerConnection
-from cenote.proxy.settings import TIMEOUT, put_back
+from cenote.proxy.settings import TIMEOUT, conversion, put_back
 from cenote.proxy.state import CUSTOM_NAME, CUSTOMS, answer, differences, patient, question
 from cenote.proxy.target import Target
 from cenote.reasons import Failure
@@ -294,6 +294,12 @@ class Works:
             if base and await self._run(server, put_back(base), deadline - monotonic()) is not None:
                 return False
             self.pool.carry(server, None)
+        if server.expires:
+            lasting = self.pool.lasting(server.settings)
+            sql = conversion(server.settings, lasting, self.pool.base_items)
+            if await self._run(server, sql, deadline - monotonic()) is not None:
+                return False
+            self.pool.carry(server, lasting)
         if server.lost or server.doubtful:
             return False
         return not server.audit or await self._audited(server, deadline)
@@ -373,7 +379,13 @@ class Works:
         """
         if server.replies.kind == NONE:
             return None
-        if server.cancels or server.replies.kind in (OWN_QUERY, OWN_SYNC):
+        conversion = server.client.conversion if server.client is not None else None
+        if conversion is not None and conversion.runs():
+            # It may wait for a lock, and the client for it.
+            if conversion.cancelled:
+                return None
+            conversion.cancelled = True
+        elif server.cancels or server.replies.kind in (OWN_QUERY, OWN_SYNC):
             # One is on its way, perhaps for what was before; or ours runs, and the client's comes after.
             server.cancel_wanted = server.asked_at
             return None
