@@ -512,3 +512,85 @@ async def test_C21_who_only_cleans_up_is_never_refused(proxy_for, pg, options):
             if ";" not in text:
                 await tell(client, text, extended=True)
         assert pinned(proxy) == ("max_pinned" in options)
+
+
+BOUNDS = pytest.mark.parametrize(
+    "options", [{"max_pinned": 1}, {"unsafe": "refuse"}], ids=["all are kept", "none may be"]
+)
+
+
+@BOUNDS
+@EXTENDED
+@wire
+async def test_C21_no_more_are_kept_than_may_be_by_what_runs_in_a_transaction_either(
+    proxy_for, pg, options, extended
+):
+    proxy = proxy_for(pg, max_size=2, **options)
+    text = "CREATE TEMP TABLE c21 (x int)"
+    async with await proxy.client() as holder, await proxy.client() as client:
+        if "max_pinned" in options:
+            await ties(proxy, holder, "SELECT pg_advisory_lock(21)")
+        await tell(client, "BEGIN", "SELECT 1")
+        await client.send(run(text) + run("SELECT 1") + SYNC if extended else query(text))
+        refused = await client.until_ready()
+        assert kinds(refused) == ("1EZ" if extended else "EZ")
+        assert error(refused)["C"] == "53300"
+        assert "max_pinned" in error(refused)["M"] or "unsafe = refuse" in error(refused)["M"]
+        await client.send(run(text) + SYNC if extended else query(text))
+        assert error(await client.until_ready())["C"] == "25P02"
+        await tell(client, "ROLLBACK")
+        await tell(client, "SELECT 1", extended=extended)
+        assert pinned(proxy) == ("max_pinned" in options)
+
+
+@wire
+async def test_C21_a_batch_of_which_a_part_is_refused_is_undone(proxy_for, pg):
+    proxy = proxy_for(pg, max_size=2, unsafe="refuse")
+    async with await proxy.client() as client:
+        await client.send(run("CREATE TABLE c21 (x int)") + parse("t", "CREATE TEMP TABLE t (x int)") + SYNC)
+        assert kinds(await client.until_ready()) == "12nC1Z"
+        await client.send(run("INSERT INTO c21 VALUES (1)") + again("t") + run("SELECT 1") + SYNC)
+        refused = await client.until_ready()
+        assert kinds(refused) == "12nCEZ"
+        assert error(refused)["C"] == "53300"
+        assert value(await client.query("SELECT count(*) FROM c21")) == "0"
+        await tell(client, "DROP TABLE c21")
+
+
+@BOUNDS
+@pytest.mark.parametrize(
+    "body", ["PERFORM pg_advisory_lock(22)", "CREATE TEMP TABLE c21 (x int)"], ids=["lock", "table"]
+)
+@wire
+async def test_C21_who_turns_out_to_have_something_when_no_more_may_be_kept_is_sent_away(
+    proxy_for, pg, options, body
+):
+    """A text does not show what a block does; and what it has done can be carried nowhere."""
+    proxy = proxy_for(pg, max_size=2, **options)
+    async with await proxy.client() as holder, await proxy.client() as other, await proxy.client() as client:
+        if "max_pinned" in options:
+            await ties(proxy, holder, "SELECT pg_advisory_lock(21)")
+        assert kinds(await client.query(f"DO $$BEGIN {body}; END$$")) == "CZ"
+        sent_away = await client.closed()
+        assert kinds(sent_away) == "E"
+        assert error(sent_away)["S"] == "FATAL"
+        assert error(sent_away)["C"] == "53300"
+        assert value(await other.query(LOCKS)) == str(int("max_pinned" in options))
+        assert value(await other.query("SELECT to_regclass('c21')")) is None
+        assert pinned(proxy) == ("max_pinned" in options)
+        kept = proxy.call(lambda: [what for pool in proxy.pools() for what, _ in pool.ledger])
+        assert any(what.startswith("refused: ") for what in kept)
+
+
+@EXTENDED
+@wire
+async def test_C21_so_is_who_sends_what_is_too_long_to_be_read(proxy_for, pg18, extended):
+    proxy = proxy_for(pg18, max_size=2, unsafe="refuse")
+    text = f"SELECT length('{'x' * 2_000_000}')"
+    async with await proxy.client() as client, await proxy.client() as other:
+        await client.send(run(text) + SYNC if extended else query(text))
+        sent_away = await client.closed()
+        assert kinds(sent_away) == "E"
+        assert error(sent_away)["C"] == "53300"
+        await tell(other, "SELECT 1")
+        assert pinned(proxy) == 0

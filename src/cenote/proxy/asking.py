@@ -129,8 +129,8 @@ class Learning:
         except ProtocolError:
             told = None
         if told is None:
-            client.keep(server, str(Pinned.UNKNOWN), touch.UNKNOWN)
-            client.go_on_after(server)
+            if self.pool.keeps(client, server, str(Pinned.UNKNOWN), touch.UNKNOWN):
+                client.go_on_after(server)
             return
         self.pool.learned(client, server, told, self.customs)
 

@@ -248,7 +248,8 @@ class Carrying(Pinning):
             client.settings = self.settings_of(items, client.settings.prepared if client.settings else ())
             self.carry(server, client.settings)
         if told.prepared is not None and not self._learned_names(client, server, told):
-            client.keep(server, str(Pinned.PREPARED_BY_SQL), touch.UNKNOWN)
+            if not self.keeps(client, server, str(Pinned.PREPARED_BY_SQL), touch.UNKNOWN):
+                return
             client.own_names(server)
         held = client.ties & ~(told.asked & HELD) | told.held
         if told.held & touch.LISTEN:
@@ -285,8 +286,10 @@ class Carrying(Pinning):
 
     def tied(self, client: Any, server: ServerConnection, held: int) -> None:
         """A client has these kinds of state that keep a connection, and goes on."""
-        if held and not client.pin:
-            client.keep(server, self.pin_reason(held), held)
+        if held == touch.LISTEN:
+            client.keep(server, self.pin_reason(held), held)  # until the shared connection takes its channels
+        elif held and not self.keeps(client, server, self.pin_reason(held), held):
+            return
         client.ties = held
         if client.pin and not held:
             client.unpin()

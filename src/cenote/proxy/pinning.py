@@ -75,11 +75,22 @@ class Pinning(Lender):
             return False  # the connection that all listeners share is kept, if any
         return bool(self.refuses_pins or not room)
 
-    def refused_pin(self, touches: int, text: bytes) -> bytes:
+    def refused_pin(self, reason: str, text: bytes, severity: str = "ERROR") -> bytes:
         """The error that says so."""
-        reason = self.pin_reason(touches)
         self.note(f"refused: {reason}", text)
-        return messages.error("ERROR", "53300", self._no_pin(reason), hint=ADVICE.get(reason, ""))
+        return messages.error(severity, "53300", self._no_pin(reason), hint=ADVICE.get(reason, ""))
+
+    def keeps(self, client: Any, server: Any, reason: str, flags: int) -> bool:
+        """A client has what cannot be carried, and it is too late to refuse the text that made it: it keeps the
+        connection, or, where no more may, loses it. Whether it goes on."""
+        if client.pin or not self.pins_none(flags):
+            client.keep(server, reason, flags)
+            return True
+        client.ties |= flags
+        error = self.refused_pin(reason, client.text, "FATAL")
+        self.client_gone(client)
+        client.refuse(error)
+        return False
 
     def refusing(self, touches: int, text: bytes) -> bytes:
         """A query that fails with that error, in place of one that would pin: in a transaction it fails, too."""

@@ -42,7 +42,7 @@ class Entry:
 
     statement, name: what a Parse defines; for the answer to a Close, what it took away
     before: what the unnamed statement was before this one
-    reply: what the client gets when its turn comes (SYNTHETIC)
+    reply: what the client gets when its turn comes (SYNTHETIC), or instead of the error (OWN_PARSE)
     done: called with the body of the error, None for success (OWN_QUERY); failed: that body
     rows: is given the rows (OWN_QUERY); None: they are dropped; tells: the client hears of ParameterStatus
     guards: it makes the connection carry the settings in `statement`, and the client's batch went right behind

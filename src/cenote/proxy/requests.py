@@ -94,7 +94,10 @@ class Requesting(Tied):
             return i
         reading = HARMLESS
         if end > len(data):
-            self.keep(server, _STATEMENT_TOO_LONG, _UNKNOWN)
+            self.flush(data, start, i)
+            start = i
+            if not self.pool.keeps(self, server, _STATEMENT_TOO_LONG, _UNKNOWN):
+                return i
         elif not plain(data, i + 5, end - 1):
             reading = read(data[i + 5 : end - 1])
         elif data[i + 5] | 0x20 in _CHANGES:
@@ -131,7 +134,8 @@ class Requesting(Tied):
         n = len(data)
         if end > n:
             self.flush(data, start, i)
-            self.keep(server, _STATEMENT_TOO_LONG, _UNKNOWN)
+            if not self.pool.keeps(self, server, _STATEMENT_TOO_LONG, _UNKNOWN):
+                return i
             other = server.names.get(data[i + 5 : data.find(b"\0", i + 5)])
             if other is not None:
                 server.close_statement(other, server.known[other])
@@ -218,16 +222,9 @@ class Requesting(Tied):
             self.suspect(server, reading.fingerprint)
         self.touched |= reading.ends & self.ties
         if reading.matters:
-            if (
-                reading.ties
-                and not self.pin
-                and server.status == _IDLE
-                and server.replies.kind == _OWED_NONE
-                and not server.replies.open
-                and self.pool.pins_none(reading.ties)
-            ):
-                self.write(self.pool.refused_pin(reading.ties, self._text_bound(data, i)))
-                self.skipping = True
+            if reading.ties and not self.pin and self.pool.pins_none(reading.ties):
+                reason = self.pool.pin_reason(reading.ties)
+                server.refuse(self.pool.refused_pin(reason, self._text_bound(data, i)))
                 return end
             self.beware_bound(server, reading, data, i, j, end)
         elif self.copy_portals is not None:
@@ -290,7 +287,8 @@ class Requesting(Tied):
         if int.from_bytes(data[i + 5 : i + 9], "big") not in LARGE_OBJECT_CALLS:
             self.flush(data, start, i)
             start = i
-            self.keep(server, _FUNCTION_CALL, _UNKNOWN)
+            if not self.pool.keeps(self, server, _FUNCTION_CALL, _UNKNOWN):
+                return i
         self.repeatable = False
         server.replies.expect(_OWED_QUERY)
         return start

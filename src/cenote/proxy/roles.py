@@ -149,3 +149,6 @@ class Lender:
 
     def in_transaction(self, client: Borrower, lent: Any) -> None:
         """A request was answered, and a transaction is open."""
+
+    def client_gone(self, client: Borrower) -> None:
+        """A client has left, in whatever state."""

@@ -87,5 +87,6 @@ cdef class ServerConnection(Peer):
     cpdef convert_first(self, bytes query, settings)
     cpdef close_statement(self, Statement statement, bytes name)
     cpdef sync(self)
+    cpdef refuse(self, bytes error)
     cpdef copy_ended(self)
     cpdef bint rests(self)

@@ -70,6 +70,8 @@ _IDLE, _FAILED = 0x49, 0x45  # I and E, as a transaction status
 
 # A message that has to be seen whole is held up to this size; rows and copy data are never held.
 _HOLD_BYTES = 16_777_216
+# It does not hide that the transaction has failed already, as a text that cannot be parsed would.
+_FAILING_PARSE = messages.parse(b"cenote_refused", b"SELECT refused_by_cenote\0\0\0")
 
 
 class ServerConnection(Peer):
@@ -399,6 +401,8 @@ class ServerConnection(Peer):
             told = client.in_own_names(self, body)
             if told != body:
                 self.instead = messages.message(b"E", told)
+        if owed == _OWED_OWN_PARSE and replies.entry().reply and b"\0C42703\0" in body:
+            self.instead = replies.entry().reply
         changed = b"C0A000\0" in body and b"RevalidateCachedQuery\0" in body
         bound = self.binding[0] if self.binding and owed == _OWED_BIND else None
         self._undo(replies.discard_to_sync(), owed)
@@ -538,6 +542,11 @@ class ServerConnection(Peer):
         self.skipping = False
         self.write(messages.SYNC)
         self.replies.add(Entry(_OWED_OWN_SYNC))
+
+    def refuse(self, error: bytes) -> None:
+        """Fail the extended batch under way at the server, for a reason of our own: the client hears that."""
+        self.write(_FAILING_PARSE)
+        self.replies.add(Entry(_OWED_OWN_PARSE, None, b"", error))
 
     def farewell_sent(self, unfinished: bool) -> None:
         """Say goodbye and send nothing more; in the middle of a message there is no way to say it."""

@@ -116,7 +116,7 @@ class Tied(Named):
                 found, computed = executed(self.settings.prepared, self.text.partition(b"\0")[0])
                 self.customs = (self.customs or set()) | found
                 if computed:
-                    self.keep(server, self.pool.pin_reason(_UNKNOWN), _UNKNOWN)
+                    self.ties |= _UNKNOWN  # it is kept when the server was asked for the rest
             untold = reading.untold
             if reading.names_at:
                 # In a Query there are no parameters, and it fails.
@@ -124,7 +124,7 @@ class Tied(Named):
                 untold = untold or names is None
                 self.customs = (self.customs or set()).union(name for name in names or () if b"." in name)
             if untold:
-                self.keep(server, self.pool.pin_reason(_UNKNOWN), _UNKNOWN)
+                self.ties |= _UNKNOWN
         if reading.resets:
             self._mind_base(reading.resets)
         if touches & _LOAD:
