@@ -805,6 +805,41 @@ async def test_C19_it_strikes_its_clients_statements_and_nothing_of_the_proxys(p
 
 
 @wire
+async def test_C19_nothing_of_the_proxys_waits_for_others_where_its_client_would(pair, pg):
+    """Serializable, read only and deferrable, who reads waits until nobody else writes; SET and SHOW do not."""
+    deferrable = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY, DEFERRABLE"
+    async with await pair.client() as client, await direct(pg) as writer:
+        await tell(writer, "CREATE TABLE c19 (x int)")
+        try:
+            await tell(writer, "BEGIN ISOLATION LEVEL SERIALIZABLE; INSERT INTO c19 VALUES (1)")
+            await tell(client, deferrable, "SET work_mem = '5MB'", "SET app.tenant = 'mine'", "SHOW work_mem")
+            for _ in range(3):
+                async with await pair.client() as other:
+                    await tell(other, "BEGIN", "SELECT 1")
+                    await tell(client, "SET app.tenant = 'another'", "SHOW work_mem")
+                    await tell(other, "COMMIT")
+            await tell(client, "BEGIN READ WRITE", "LISTEN c19", "COMMIT", "SHOW work_mem", "UNLISTEN c19")
+            await tell(client, "RESET ALL")
+            assert await shown(client, "default_transaction_deferrable") == "off"
+        finally:
+            await tell(writer, "ROLLBACK", "DROP TABLE c19")
+
+
+@pytest.mark.parametrize("startup", [False, True], ids=["set", "startup"])
+@wire
+async def test_C7_what_a_connection_can_carry_no_more_is_carried_by_another(single, startup):
+    """`temp_buffers` cannot be changed where a temporary table was ever used."""
+    params = {"temp_buffers": "2048"} if startup else {}
+    async with await single.client(params=params) as client, await single.client() as other:
+        if not startup:
+            await tell(client, "SET temp_buffers = 2048")
+        for user in (other, other, client, client):
+            await tell(user, "CREATE TEMP TABLE c7 ON COMMIT DROP AS SELECT 1")
+            assert await shown(client, "temp_buffers") == "16MB"
+            assert await shown(other, "temp_buffers") == "8MB"
+
+
+@wire
 async def test_C20a_a_custom_setting_is_nobody_elses(single):
     """It is in no list of the server, and after a RESET it is an empty string where it never was."""
     async with await single.client() as client, await single.client() as other:

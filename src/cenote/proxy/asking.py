@@ -11,6 +11,7 @@ from typing import Any
 from cenote.errors import ProtocolError
 from cenote.proxy.replies import OWN_QUERY
 from cenote.proxy.roles import Borrower
+from cenote.proxy.settings import AT_ONCE, DEFERRABLE
 from cenote.proxy.state import answer, patient, question
 from cenote.reasons import Pinned
 from cenote.sql import touch
@@ -110,7 +111,10 @@ class Learning:
         sql = question(self.touches, self.builtin, self.customs)
         self.tries += 1
         self.rows.clear()
-        self.server.inject(patient(sql) if again else sql, self.done, self.rows)
+        sql = patient(sql) if again else sql
+        if self.builtin or (client.settings is not None and DEFERRABLE in dict(client.settings.items)):
+            sql = AT_ONCE + b";" + sql
+        self.server.inject(sql, self.done, self.rows)
 
     def done(self, error: bytes | None) -> None:
         """The server has answered."""

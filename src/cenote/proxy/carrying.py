@@ -11,7 +11,17 @@ from cenote.proxy.pinning import Pinning
 from cenote.proxy.prepared import Statement, meaning
 from cenote.proxy.roles import Borrower
 from cenote.proxy.server import ServerConnection
-from cenote.proxy.settings import IDLE_TIMEOUT, MAX_PREPARED_BY_SQL, ROLES, Settings, Way, preparing, put_back, way
+from cenote.proxy.settings import (
+    IDLE_TIMEOUT,
+    MAX_PREPARED_BY_SQL,
+    ROLES,
+    TEMP_BUFFERS,
+    Settings,
+    Way,
+    preparing,
+    put_back,
+    way,
+)
 from cenote.proxy.state import HELD, TOLD, Told
 from cenote.reasons import Pinned
 from cenote.sql import touch
@@ -121,6 +131,9 @@ class Carrying(Pinning):
         if error is None:
             self.carry(server, settings)
         if server.client is not client:
+            return
+        if error is not None and _of_its_past(error) and self.tries_again(client):
+            self.unfit(client, server)
             return
         client.conversion = None
         if timed_out(error) or (cancelled and error is None):
@@ -341,3 +354,8 @@ class Carrying(Pinning):
         for key, known in list(self.statements.items()):
             if known is statement:
                 del self.statements[key]
+
+
+def _of_its_past(error: bytes) -> bool:
+    """Whether a connection cannot be made to carry settings for what was done there before."""
+    return TEMP_BUFFERS.decode() in messages.error_fields(error).get("D", "")

@@ -25,7 +25,7 @@ from cenote.proxy.asking import timed_out
 from cenote.proxy.channels import channel_of, listening, quoted
 from cenote.proxy.marks import Marks
 from cenote.proxy.returning import Return
-from cenote.proxy.settings import PATIENCE
+from cenote.proxy.settings import AT_ONCE, PATIENCE
 from cenote.reasons import Pinned
 from cenote.sql import touch
 
@@ -40,7 +40,7 @@ AGAIN_S = 10.0  # and how long it is let alone after that
 _TRIES = 5
 _IDLE = 0x49
 _LISTEN = str(Pinned.LISTEN)
-_PATIENT = PATIENCE + b";"
+_PATIENT = AT_ONCE + b";" + PATIENCE + b";"
 
 
 class Ear:

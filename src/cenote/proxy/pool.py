@@ -301,6 +301,15 @@ class ProxyPool(Carrying):
         if self.machine.effects:
             self.perform()
 
+    def unfit(self, client: Borrower, lent: ServerConnection) -> None:
+        """This connection cannot carry the client's settings, but another one may."""
+        server = lent  # the base cannot say what it is
+        self._part(client, server)
+        self.machine.release_broken(server.slot, monotonic(), "reset_failed", "private")
+        client.start_over(server)
+        if self.machine.effects:
+            self.perform()
+
     def failure(self, server: ServerConnection) -> str:
         """What the end of this connection says about the others."""
         fields = messages.error_fields(server.fatal) if server.fatal is not None else {}

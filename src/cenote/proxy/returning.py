@@ -11,13 +11,13 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from cenote.proxy.channels import quoted
-from cenote.proxy.settings import PATIENCE
+from cenote.proxy.settings import AT_ONCE, PATIENCE
 from cenote.sql import touch
 
 if TYPE_CHECKING:
     from cenote.proxy.ear import Ear
 
-_PATIENT = PATIENCE + b";"
+_PATIENT = AT_ONCE + b";" + PATIENCE + b";"
 
 
 class Return:

@@ -147,6 +147,9 @@ class Lender:
     def settled(self, client: Borrower, lent: Any) -> None:
         """Nothing is owed and no transaction is open."""
 
+    def unfit(self, client: Borrower, lent: Any) -> None:
+        """A connection cannot carry the client's settings, but another one may."""
+
     def in_transaction(self, client: Borrower, lent: Any) -> None:
         """A request was answered, and a transaction is open."""
 

@@ -27,9 +27,14 @@ _NAME_BYTES = 63  # longer ones are cut by the server
 APPLICATION_NAME = b"application_name"
 ROLES = (b"session_authorization", b"role")
 TIMEOUT = b"statement_timeout"
+# Not to be changed any more on a connection that has once used a temporary table.
+TEMP_BUFFERS = b"temp_buffers"
 IDLE_TIMEOUT = b"idle_session_timeout"
 MAX_PREPARED_BY_SQL = 64  # of one client; one with more is pinned
 PATIENCE = b"SET LOCAL statement_timeout = 0"
+# A transaction that is serializable, read only and deferrable waits at its first snapshot for others to end.
+DEFERRABLE = b"default_transaction_deferrable"
+AT_ONCE = b"SET LOCAL transaction_deferrable = off"
 _SHORT = re.compile(rb"\s*\d{1,3}\s*(?:ms|us)?\s*|.*us\s*|.*[.eExX].*")
 # SET would take the list in one constant for one name, and quote it.
 _LISTS = frozenset(b"search_path temp_tablespaces session_preload_libraries local_preload_libraries".split())
@@ -108,9 +113,10 @@ class Way:
 def way(carried: Settings | None, wanted: Settings | None, base: dict[bytes, bytes]) -> Way | None:
     """How to take a connection from one to the other; None: there is nothing to do. O(settings)"""
     sql = conversion(carried, wanted, base)
-    # A text that cannot be read pins; behind a timeout that strikes at once, nothing may follow unseen; and to
-    # prepare may take long: a table is locked.
-    first = PATIENCE not in sql and _PREPARING not in sql and not (wanted is not None and wanted.opaque)
+    # A text that cannot be read pins; behind a timeout that strikes at once, nothing may follow unseen; to prepare
+    # may take long: a table is locked; and what another connection can do better is to be tried there.
+    alone = any(word in sql for word in (PATIENCE, _PREPARING, TEMP_BUFFERS))
+    first = not alone and not (wanted is not None and wanted.opaque)
     return Way(sql, first) if sql else None
 
 
@@ -151,6 +157,8 @@ def conversion(carried: Settings | None, wanted: Settings | None, base: dict[byt
     if statements and _SHORT.fullmatch(before.get(TIMEOUT, b"")):
         # It may be too short even for this; behind the first statement it is out of the way.
         statements.insert(0, PATIENCE)
+    if statements and DEFERRABLE in before:
+        statements.insert(0, AT_ONCE)
     return b";".join(statements)
 
 

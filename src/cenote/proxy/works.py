@@ -22,7 +22,7 @@ from cenote.proxy.pool import ProxyPool
 from cenote.proxy.prepared import read
 from cenote.proxy.replies import NONE, OWN_QUERY, OWN_SYNC, QUERY, SYNC
 from cenote.proxy.server import ServerConnection
-from cenote.proxy.settings import TIMEOUT, conversion, put_back
+from cenote.proxy.settings import AT_ONCE, TIMEOUT, conversion, put_back
 from cenote.proxy.state import CUSTOM_NAME, CUSTOMS, answer, differences, patient, question
 from cenote.proxy.target import Target
 from cenote.reasons import Failure
@@ -316,7 +316,7 @@ class Works:
         sql = question(touch.UNKNOWN, True, customs, audit=True)
         if server.settings is not None and any(name == TIMEOUT for name, _ in server.settings.items):
             sql = patient(sql)
-        if await self._run(server, sql, max(0.1, deadline - monotonic()), rows) is not None:
+        if await self._run(server, AT_ONCE + b";" + sql, max(0.1, deadline - monotonic()), rows) is not None:
             return False
         try:
             told = answer(rows, touch.UNKNOWN, True, self.target.user.encode())
@@ -342,7 +342,7 @@ class Works:
         """Names of custom settings that the code in this database may set."""
         self.pool.customs_due = False
         rows: list[bytes] = []
-        if await self._run(server, CUSTOMS, max(0.1, deadline - monotonic()), rows) is None:
+        if await self._run(server, AT_ONCE + b";" + CUSTOMS, max(0.1, deadline - monotonic()), rows) is None:
             for row in rows:
                 (name,) = messages.values(row)
                 if name and CUSTOM_NAME.fullmatch(name):
