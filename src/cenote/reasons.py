@@ -127,7 +127,7 @@ TEXT: dict[str, dict[str, str]] = {
         "cancel_failed": "nobody knows whether its cancel request was delivered, and it could hit another query",
     },
     "pinned": {
-        "settings": "SET, RESET or set_config outlives the transaction",
+        "settings": "a setting that is beyond its user, made with a function's rights",
         "role": "SET ROLE or SET SESSION AUTHORIZATION",
         "temporary_objects": "temporary tables, views, sequences or functions",
         "advisory_locks": "advisory locks of the session",
@@ -154,6 +154,7 @@ TEXT: dict[str, dict[str, str]] = {
 
 #: What to do about a pin, for whoever wonders why so many connections are needed.
 ADVICE: dict[str, str] = {
+    "settings": "a SECURITY DEFINER function can SET LOCAL what it needs, or have it in its own SET clause",
     "temporary_objects": "drop temporary tables when done, or create them ON COMMIT DROP in a transaction",
     "advisory_locks": "pg_advisory_xact_lock ends with the transaction; session locks last until unlocked",
     "listen": "one connection listens for all clients where max_size is 2 or more and max_pinned leaves room",

@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 from proxy_kit import RunningProxy, until, wire
 from scripts_BD import SYNC, again, parse, query, run
-from state_kit import conversions, pid_of, pinned, roles_of, shown, tell
+from state_kit import conversions, elsewhere, pid_of, pinned, roles_of, shown, tell
 
 from cenote.embedded import Postgres
 from cenote.testing.wire import RawClient, error, errors, kinds, rows, value
@@ -594,3 +594,41 @@ async def test_C21_so_is_who_sends_what_is_too_long_to_be_read(proxy_for, pg18, 
         assert error(sent_away)["C"] == "53300"
         await tell(other, "SELECT 1")
         assert pinned(proxy) == 0
+
+
+@wire
+async def test_C11_what_its_user_may_not_set_is_kept_and_goes_when_it_is_reset(pair, pg):
+    """A function has set it with its owner's rights: nobody could set it on another connection."""
+    with roles_of(pg) as admin:
+        admin.rows(
+            "CREATE FUNCTION c11(value text) RETURNS text SECURITY DEFINER LANGUAGE sql AS "
+            "$$SELECT set_config('session_replication_role', value, false)$$"
+        )
+        try:
+            async with await pair.client() as client, await pair.client() as other:
+                for end in ("DO $$BEGIN PERFORM c11('origin'); END$$", "RESET ALL", "DISCARD ALL"):
+                    await ties(pair, client, "DO $$BEGIN PERFORM c11('replica'); END$$")
+                    assert await shown(client, "session_replication_role") == "replica"
+                    assert await shown(other, "session_replication_role") == "origin"
+                    assert pair.call(lambda: pair.pools()[0].pins["settings"]) > 0
+                    await frees(pair, client, end)
+                    assert await shown(client, "session_replication_role") == "origin"
+                await tell(client, "DO $$BEGIN PERFORM c11('replica'); END$$")
+            async with await pair.client() as one, await pair.client() as two:
+                for client in (one, two):
+                    assert await shown(client, "session_replication_role") == "origin"
+        finally:
+            admin.rows("DROP FUNCTION c11")
+
+
+@wire
+async def test_C11_what_its_user_was_given_the_right_to_set_is_carried(pair, pg):
+    with roles_of(pg) as admin:
+        admin.rows("GRANT SET ON PARAMETER log_min_messages TO app")
+        try:
+            async with await pair.client() as client:
+                await tell(client, "SET log_min_messages = error")
+                async with elsewhere(pair, client):
+                    assert await shown(client, "log_min_messages") == "error"
+        finally:
+            admin.rows("REVOKE SET ON PARAMETER log_min_messages FROM app")

@@ -12,7 +12,7 @@ from cenote.errors import ProtocolError
 from cenote.proxy.replies import OWN_QUERY
 from cenote.proxy.roles import Borrower
 from cenote.proxy.settings import AT_ONCE, DEFERRABLE
-from cenote.proxy.state import answer, patient, question
+from cenote.proxy.state import answer, patient, question, version_of
 from cenote.reasons import Pinned
 from cenote.sql import touch
 from cenote.wire import messages
@@ -108,7 +108,7 @@ class Learning:
             self.customs = set(client.customs)
         if self.touches & touch.UNKNOWN:
             self.customs |= self.pool.customs
-        sql = question(self.touches, self.builtin, self.customs)
+        sql = question(self.touches, self.builtin, self.customs, version=version_of(self.server.parameters))
         self.tries += 1
         self.rows.clear()
         sql = patient(sql) if again else sql

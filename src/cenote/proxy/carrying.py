@@ -170,6 +170,7 @@ class Carrying(Pinning):
         resets, client.resets = client.resets, None
         untold = resets is not None
         if not server.failed:
+            client.ties &= ~(kinds & touch.SETTINGS)
             self.forgotten(client, server, kinds)
             client.touched |= kinds & client.ties
             if kinds & touch.LISTEN and client.ear is not None:
@@ -264,7 +265,8 @@ class Carrying(Pinning):
             if not self.keeps(client, server, str(Pinned.PREPARED_BY_SQL), touch.UNKNOWN):
                 return
             client.own_names(server)
-        held = client.ties & ~(told.asked & HELD) | told.held
+        asked = told.asked & HELD | (touch.SETTINGS if told.settings is not None else 0)
+        held = client.ties & ~asked | told.held
         if told.held & touch.LISTEN:
             self.note(f"carried: {Pinned.LISTEN}", client.text)
         if held & touch.LISTEN or (client.ear is not None and told.asked & touch.LISTEN):

@@ -72,7 +72,8 @@ class Told:
     roles: role and session authorization, where they are not the session's own; None: not asked
     prepared: by name, what was prepared by SQL: the text that did it; None: not asked
     named: by name, what was prepared by the protocol; None: not asked
-    held: flags of what is there and cannot be carried; asked: flags of what was asked about
+    held: flags of what is there and cannot be carried, SETTINGS if its user has no right to set one that is set
+    asked: flags of what was asked about
     """
 
     def __init__(self) -> None:
@@ -126,7 +127,7 @@ def differences(carried: Settings | None, found: Items, base: dict[bytes, bytes]
     # One that could not be prepared here is no one else's.
     mine = dict(carried.prepared) if carried is not None else {}
     words += [f"prepared statement {_shown(name)}" for name in sorted(told.prepared or ()) if name not in mine]
-    words += [word for flag, word in touch.WORDS.items() if told.held & flag]
+    words += [word for flag, word in touch.WORDS.items() if told.held & HELD & flag]
     return words
 
 
@@ -134,19 +135,22 @@ def _shown(value: bytes | None) -> str:
     return "unset" if value is None else repr(value.decode("utf-8", "replace"))
 
 
-def question(touches: int, builtin: bool, customs: Iterable[bytes], audit: bool = False) -> bytes:
+def question(
+    touches: int, builtin: bool, customs: Iterable[bytes], audit: bool = False, version: int = 0
+) -> bytes:
     """The SQL that asks what has become of what was touched.
 
     :param builtin: settings that have no dot in their names may be among it
     :param customs: names of custom settings to ask for
     :param audit: no client of its own waits for the answer
+    :param version: the server's; 0: all settings can be carried
     """
     if touches & touch.UNKNOWN:
         touches |= TOLD
     parts = []
     if builtin:
         parts.append(
-            b"SELECT 's', name, "
+            b"SELECT %s, name, " % (_kind(version) if version else b"'s'")
             + _VALUE % b"pg_catalog.current_setting(name)"
             + b" FROM pg_catalog.pg_settings WHERE source OPERATOR(pg_catalog.=) 'session'"
             b" AND name OPERATOR(pg_catalog.<>) ALL (" + _NOT_OF_THE_SESSION + b")"
@@ -171,6 +175,25 @@ def question(touches: int, builtin: bool, customs: Iterable[bytes], audit: bool 
         )
     parts += [b"SELECT 'h', '%d', '' WHERE %s" % (flag, sql) for flag, sql in _HELD.items() if touches & flag]
     return b" UNION ALL ".join(parts) or b";"
+
+
+def _kind(version: int) -> bytes:
+    """What kind a setting is of: `f` if only a function's rights could set it, not those of who has logged in;
+    none if that is over."""
+    if version >= 15:
+        may = b"pg_catalog.has_parameter_privilege(session_user, name, 'SET')"
+    else:
+        may = b"(SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) session_user)"
+    return (
+        b"CASE WHEN context OPERATOR(pg_catalog.<>) 'superuser' OR " + may + b" THEN 's'"
+        b" WHEN setting OPERATOR(pg_catalog.<>) reset_val THEN 'f' END"
+    )
+
+
+def version_of(parameters: dict[bytes, bytes]) -> int:
+    """The server's, the first number of it."""
+    digits = re.match(rb"\d+", parameters.get(b"server_version", b""))
+    return int(digits[0]) if digits is not None else 1
 
 
 def patient(sql: bytes) -> bytes:
@@ -208,8 +231,10 @@ def answer(rows: Iterable[bytes], touches: int, builtin: bool, user: bytes) -> T
             raise ProtocolError("the answer to a question about the session has not three columns")
         kind, name, hexed = values
         value = _bytes(hexed)
-        if kind == b"s" and told.settings is not None:
+        if kind in (b"s", b"f") and told.settings is not None:
             told.settings[(name or b"").lower()] = value or b""
+            if kind == b"f":
+                told.held |= touch.SETTINGS
         elif kind == b"c" and value is not None:
             told.customs[name or b""] = value
         elif kind == b"r" and told.roles is not None and value != (b"none" if name == b"role" else user):

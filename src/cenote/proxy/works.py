@@ -23,7 +23,7 @@ from cenote.proxy.prepared import read
 from cenote.proxy.replies import NONE, OWN_QUERY, OWN_SYNC, QUERY, SYNC
 from cenote.proxy.server import ServerConnection
 from cenote.proxy.settings import AT_ONCE, TIMEOUT, conversion, put_back
-from cenote.proxy.state import CUSTOM_NAME, CUSTOMS, answer, differences, patient, question
+from cenote.proxy.state import CUSTOM_NAME, CUSTOMS, answer, differences, patient, question, version_of
 from cenote.proxy.target import Target
 from cenote.reasons import Failure
 from cenote.sql import touch
@@ -313,7 +313,7 @@ class Works:
             await self._find_customs(server, deadline)
         rows: list[bytes] = []
         customs = pool.customs | server.stain
-        sql = question(touch.UNKNOWN, True, customs, audit=True)
+        sql = question(touch.UNKNOWN, True, customs, True, version_of(server.parameters))
         if server.settings is not None and any(name == TIMEOUT for name, _ in server.settings.items):
             sql = patient(sql)
         if await self._run(server, AT_ONCE + b";" + sql, max(0.1, deadline - monotonic()), rows) is not None:
