@@ -14,7 +14,7 @@ from cenote.measure.expression import BadExpression, parse_expression
 from cenote.measure.mix import Mix, Set, Sleep, Source, Statement, parse_definitions, parse_mix, weighted
 from cenote.measure.rounds import bucket, latency_s
 from cenote.measure.size import Level, Others, Result, Setup, steps
-from cenote.measure.size_findings import Fleet, advice, answer, as_dict, explained
+from cenote.measure.size_findings import Fleet, advice, answer, as_dict, explained, marked
 from cenote.measure.size_picture import SIZE, drawing
 from cenote.measure.statements import Statement as Counted
 from cenote.measure.target import Target
@@ -185,6 +185,13 @@ def test_a_server_that_still_grows_has_no_knee() -> None:
     assert not found.saturated
 
 
+def test_a_last_level_close_to_the_one_before_makes_no_knee_of_a_straight_line() -> None:
+    # One round has 1,634 per second with 33 where a straight line has 1,650.
+    found = fit({**planted(Law(50.0, 0.0, 0.0), steps(33), 0.0005), 33: [1634.0, 1633.0, 1635.0, 1634.0]})
+    assert found.law.ceiling is None
+    assert not found.saturated
+
+
 def test_noise_widens_the_interval_and_the_band() -> None:
     law = Law(1000.0, 0.2, 0.004)
     quiet, loud = (fit(planted(law, steps(48), noise)) for noise in (0.005, 0.10))
@@ -288,6 +295,22 @@ def test_what_is_not_known_of_a_remote_server_is_left_out() -> None:
 
 def test_without_a_knee_none_is_claimed() -> None:
     assert answer(result(Law(1000.0, 0.0, 0.0), most=16)).startswith("No knee up to 16 connections")
+
+
+def test_what_is_derived_from_no_knee_does_not_speak_of_one() -> None:
+    measured, fleet = result(Law(1000.0, 0.0, 0.0), most=8), Fleet(10, 4)
+    words = " ".join(explained(measured, fleet, advice(measured, fleet, None, 1)))
+    assert "8 connections are the least that is safe to say: not even one each" in words
+    for claim in ("serve best", "The knee", "Bigger", "hard limit"):
+        assert claim not in words
+
+
+def test_a_knee_between_two_levels_is_shown_at_the_upper_one() -> None:
+    measured = result(Law(200.0, 0.0, 0.0, ceiling=1000.0))
+    assert measured.fit.knee == 5
+    assert [level.connections for level in measured.levels if marked(level, measured)] == [6]
+    words = " ".join(explained(measured, Fleet(), advice(measured, Fleet(), None, 1)))
+    assert "Bigger: from 6 to 24 connections" in words
 
 
 def test_the_json_has_every_level_and_the_fit() -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from scipy.optimize import OptimizeWarning, curve_fit, nnls
 
 KNEE_SHARE = 0.95
+_BEYOND = 1.25  # measured so far beyond it, or a knee is only the end: 95 % of a straight line is near its end too
 _CONFIDENCE = 0.90
 _DRAWS = 120
 _SEED = 95
@@ -80,8 +81,12 @@ class Fit:
 
     @property
     def saturated(self) -> bool:
-        """Whether levels above the knee were measured, so that there is a knee and not only an end."""
-        return self.knee_high < self.most
+        """Whether levels well above the knee were measured, so that there is a knee and not only an end."""
+        return _is_seen(self.knee_high, self.most)
+
+
+def _is_seen(knee: int, most: int) -> bool:
+    return knee * _BEYOND <= most
 
 
 def fit(points: Points) -> Fit:
@@ -129,14 +134,18 @@ def _drawn(points: Points, levels: Sequence[int]) -> list[Any]:
 
 
 def _chosen(n: Any, x: Any) -> Law:
-    """The plain law, unless a ceiling explains clearly more than one more number is worth."""
+    """The plain law, unless a ceiling explains clearly more than one more number is worth.
+
+    At the last level alone it would take up nothing but that level's noise.
+    """
     plain = _plain(n, x)
     if len(n) < 5:
         return plain
     capped = _capped(n, x, _bends(n, x, plain))
     bits = len(n) * np.log(_loss(plain, n, x) / _loss(capped, n, x))
     # BIC asks for log(len(n)); three times that, because the ceiling's bend can follow noise.
-    return capped if bits > 3 * np.log(len(n)) else plain
+    most = int(n[-1])
+    return capped if bits > 3 * np.log(len(n)) and _is_seen(capped.knee(most), most) else plain
 
 
 def _like(law: Law, n: Any, x: Any) -> Law:

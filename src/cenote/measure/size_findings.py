@@ -151,16 +151,18 @@ def _curve(result: Result) -> str:
             f"; at {law.ceiling:,.0f} per second there is a hard limit (a lock, a quota, a device), where the "
             "curve bends at once"
         )
-    return (
-        f"{words}. It misses the measured medians by {100 * fit.error:.1f} %. The knee is the least number that "
-        f"reaches 95 % of its maximum; measured alone, without a law, it is {fit.measured_knee}."
-    )
+    words += f". It misses the measured medians by {100 * fit.error:.1f} %."
+    if fit.saturated:
+        words += (
+            " The knee is the least number that reaches 95 % of its maximum; measured alone, without a law, it is "
+            f"{fit.measured_knee}."
+        )
+    return words
 
 
 def _slower(result: Result) -> Iterator[str]:
-    knee = min(result.levels, key=lambda level: abs(level.connections - result.fit.knee))
-    top = result.levels[-1]
-    if top.connections <= knee.connections:
+    knee, top = _at_knee(result), result.levels[-1]
+    if not result.fit.saturated or top is knee:
         return
     change = top.rate / knee.rate - 1
     words = [f"throughput {change:+.0%}"]
@@ -204,11 +206,13 @@ def _room(result: Result, fleet: Fleet, found: Advice) -> Iterator[str]:
     if fleet.processes == 1:
         return
     many = f"{fleet.instances} instances x {fleet.workers} workers = {fleet.processes} processes"
+    best = "serve best" if result.fit.saturated else "are the least that is safe to say"
     if found.each:
-        yield f"{many}: {found.each} connections each (max_size = {found.each})."
+        share = "1 connection" if found.each == 1 else f"{found.each} connections"
+        yield f"{many}, and {found.total} connections {best}: {share} each (max_size = {found.each})."
     else:
         yield (
-            f"{many}, and {found.total} connections serve best: not even one each. Put one proxy before the "
+            f"{many}, and {found.total} connections {best}: not even one each. Put one proxy before the "
             f"server (cenote serve) with max_size = {found.total}."
         )
     each = max(1, found.each)
@@ -260,6 +264,10 @@ def _doubts(result: Result) -> Iterator[str]:
 
 
 def marked(level: Level, result: Result) -> str:
-    """What a level is beside its number: the one nearest to the knee is marked."""
-    nearest = min(result.levels, key=lambda each: abs(each.connections - result.fit.knee))
-    return "<- knee" if level is nearest and result.fit.saturated else ""
+    """What a level is beside its number: the one that stands for the knee is marked."""
+    return "<- knee" if level is _at_knee(result) and result.fit.saturated else ""
+
+
+def _at_knee(result: Result) -> Level:
+    """The smallest measured level that is no less than the knee: below it the throughput is still on its way."""
+    return next(level for level in result.levels if level.connections >= result.fit.knee)
