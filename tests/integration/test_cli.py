@@ -166,6 +166,24 @@ def test_the_demo_names_all_bad_values_together() -> None:
     ]
 
 
+def test_an_interrupt_while_modules_are_imported_is_not_lost() -> None:
+    code = (
+        "import os, signal, sys\n"
+        "class Swallows:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'cenote.cli.app':\n"
+        "            try:\n"
+        "                os.kill(os.getpid(), signal.SIGINT)\n"
+        "            except KeyboardInterrupt:\n"
+        "                pass\n"
+        "sys.meta_path.insert(0, Swallows())\n"
+        "sys.argv = ['cenote', '--version']\n"
+        "from cenote.cli.__main__ import main; main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "cenote: interrupted\n")
+
+
 def test_importing_the_door_imports_neither_typer_nor_rich() -> None:
     code = "import sys, cenote.cli.__main__, json; print(json.dumps(sorted({'typer', 'rich'} & set(sys.modules))))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

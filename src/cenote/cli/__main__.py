@@ -4,6 +4,8 @@ It checks that the packages of the extra `cli` are there before anything imports
 no verb.
 """
 
+import os
+import signal
 import sys
 from importlib.util import find_spec
 
@@ -21,12 +23,30 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    try:
-        from cenote.cli.app import app
+    # Who has Ctrl-C ignored, as a shell has for what it runs in the background, keeps that.
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, _end_at_once)
+    from cenote.cli.app import app
 
+    if ours:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
         app(prog_name="cenote")
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, _end_at_once)
+
+
+def _end_at_once(*_: object) -> None:
+    """Ctrl-C before a verb has begun, or after it has ended: nothing is there to be put away.
+
+    No exception, because extension modules that are being imported turn it into errors of their own, or lose it.
+    """
+    os.write(2, b"cenote: interrupted\n")
+    os._exit(130)
 
 
 if __name__ == "__main__":
