@@ -1,5 +1,6 @@
 """The doctor's rules: each from made facts, on both sides of each threshold; the resolver's packets; the page."""
 
+import os
 import re
 import socket
 import struct
@@ -16,7 +17,7 @@ from cenote.measure.dns import BadAnswer, NameFacts, question, shortest_ttl, tim
 from cenote.measure.doctor import RULES, as_dict, diagnose
 from cenote.measure.doctor_facts import Facts, Programs, ProxyFacts, ServerFacts, Session, WayFacts
 from cenote.measure.findings import span
-from cenote.measure.host import HostFacts, ServerHostFacts, name_servers
+from cenote.measure.host import HostFacts, ServerHostFacts, look_at_server, name_servers
 from cenote.measure.target import Target
 from cenote.measure.verdict import Rule, Severity
 
@@ -56,6 +57,7 @@ FACTS = Facts(target=TARGET, server=SERVER, host=HOST, overflows_now=0)
 HERE = ServerHostFacts(
     memory_bytes=1024 * MIB, backends=3, backend_bytes=2 * MIB, largest_bytes=3 * MIB,
     backend_source="smaps_rollup", limits_known=True, files_soft=1024, processes=4096, accept_waiting=0,
+    accept_length=200,
 )  # fmt: skip
 
 pytestmark = pytest.mark.interpreted
@@ -108,6 +110,9 @@ CASES: list[tuple[Rule, Facts, Severity]] = [
     (doctor_slots.slots_overcommitted,
      with_sessions(48, programs=Programs(pool_size=50, application="web")), OK),
     (doctor_slots.slots_overcommitted, replace(FACTS, proxy=proxy(98, 200)), CRITICAL),
+    (doctor_slots.slots_overcommitted, replace(programs(pool_size=100), proxy=proxy(97, 97)), OK),
+    (doctor_slots.local_pools, replace(programs(pool_size=100), proxy=proxy(67, 67)), OK),
+    (doctor_slots.local_pools, replace(programs(pool_size=101), proxy=proxy(67, 67)), CRITICAL),
     (doctor_slots.local_pools, FACTS, UNKNOWN),
     (doctor_slots.local_pools, programs(pool_size=4, instances=6, workers=4), OK),
     (doctor_slots.local_pools, programs(pool_size=5, instances=5, workers=4), CRITICAL),
@@ -229,6 +234,7 @@ CASES: list[tuple[Rule, Facts, Severity]] = [
     (doctor_host.accept_queue, replace(programs(pool_size=129), host=replace(HOST, somaxconn=128)), WARNING),
     (doctor_host.accept_queue, here(accept_waiting=99), OK),
     (doctor_host.accept_queue, here(accept_waiting=100), WARNING),
+    (doctor_host.accept_queue, here(accept_length=None), OK),
     (doctor_host.accept_overflows, FACTS, OK),
     (doctor_host.accept_overflows, with_host(listen_overflows=1), NOTE),
     (doctor_host.accept_overflows, replace(with_host(listen_overflows=1), overflows_now=1), WARNING),
@@ -393,3 +399,25 @@ def test_an_unnamed_session_is_a_stranger_and_a_named_one_is_counted_once() -> N
         programs=Programs(pool_size=97, application="web"),
     )
     assert doctor_slots.slots_overcommitted(mixed).figures["others"] == 1
+
+
+def test_the_remedy_for_a_short_accept_queue_is_that_of_what_bounds_it() -> None:
+    by_server = doctor_host.accept_queue(here(accept_waiting=150))
+    assert "holds 200 (as many as it asked for; somaxconn is 4,096), 150 in it now" in by_server.number
+    assert "somaxconn changes nothing" in by_server.remedy
+    by_kernel = doctor_host.accept_queue(replace(here(accept_waiting=150), host=replace(HOST, somaxconn=200)))
+    assert "holds 200 (somaxconn)" in by_kernel.number
+    assert "A higher net.core.somaxconn" in by_kernel.remedy
+
+
+def test_the_length_of_an_accept_queue_is_what_the_kernel_granted() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=7) as listening:
+        port = listening.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)):
+            seen = look_at_server(os.getpid(), port, [])
+    assert (seen.accept_waiting, seen.accept_length) == (1, 7)
+
+
+def test_one_role_has_and_two_roles_have() -> None:
+    assert "1 role has an md5" in doctor_way.password_encryption(with_server(md5_secrets=1)).number
+    assert "2 roles have an md5" in doctor_way.password_encryption(with_server(md5_secrets=2)).number

@@ -50,7 +50,10 @@ def doctor(
     config: Annotated[
         Path | None,
         typer.Option(
-            "--config", "-c", metavar="FILE", help="A configuration of `cenote serve` before this server."
+            "--config",
+            "-c",
+            metavar="FILE",
+            help="A configuration of `cenote serve` before this server; your pools connect to it then.",
         ),
     ] = None,
     plot: Plot = None,

@@ -196,9 +196,13 @@ class Facts:
 
     @property
     def announced(self) -> int:
-        """What the user says may come: his programs, and the proxy of his configuration."""
-        proxy = self.proxy.most if self.proxy is not None and self.proxy.known else 0
-        return (self.programs.most or 0) + proxy
+        """What the user says may come: his programs, or the proxy that they connect to."""
+        return self.proxied.most if self.proxied is not None else self.programs.most or 0
+
+    @property
+    def proxied(self) -> ProxyFacts | None:
+        """The proxy, where the user's configuration has one before this server."""
+        return self.proxy if self.proxy is not None and self.proxy.known else None
 
     def ages(self, state: str) -> Iterator[float]:
         """How long each session has been in this state, in seconds, where that is shown."""

@@ -12,7 +12,6 @@ _TIME_WAIT_S = 60  # TCP_TIMEWAIT_LEN of Linux, not a setting
 _PORTS_WARN, _PORTS_CRITICAL = 0.5, 0.9
 _SPARE_FILES = 64
 _SERVER_OTHERS = 30  # processes of a server that serve no client
-_POSTGRES_BACKLOG = 2  # times max_connections
 _DAY_S = 86_400.0
 
 
@@ -129,15 +128,18 @@ def accept_queue(facts: Facts) -> Verdict:
     if most is None:
         return not_known("/proc/sys/net/core/somaxconn cannot be read here")
     seen = facts.server_host
-    if seen is None:
+    if seen is None or seen.accept_length is None:
         said = f"somaxconn = {most:,} on this machine (for what listens here); the server's own is not known"
         length = most
     else:
-        length = min(most, _POSTGRES_BACKLOG * facts.target.max_connections)
-        waiting = f", {seen.accept_waiting:,} in it now" if seen.accept_waiting is not None else ""
-        said = (
-            f"the server's queue holds {length:,}: the lower of somaxconn {most:,}, 2 x max_connections{waiting}"
-        )
+        length = seen.accept_length
+        bound = "somaxconn" if length >= most else f"as many as it asked for; somaxconn is {most:,}"
+        said = f"the server's queue holds {length:,} ({bound}), {seen.accept_waiting or 0:,} in it now"
+    raised = (
+        "A higher net.core.somaxconn (and a restart of what listens), and"
+        if length >= most
+        else "The server's own bound, which follows max_connections; somaxconn changes nothing. What helps are"
+    )
     figures = {"somaxconn": most, "queue": length, "waiting": seen.accept_waiting if seen else None,
                "announced": announced or None}  # fmt: skip
     if announced <= length and (seen is None or (seen.accept_waiting or 0) < length / 2):
@@ -146,7 +148,7 @@ def accept_queue(facts: Facts) -> Verdict:
         f"{said}; {announced:,} may come at once" if announced > length else said,
         "After a restart all pools dial at once. What finds the queue full is dropped without a word, and tries "
         "again after 1, 3, 7 s: it looks like a slow server.",
-        "net.core.somaxconn = 4096 or more, and pools that dial with a gate and a jittered back-off (ours do).",
+        f"{raised} pools that dial with a gate and a jittered back-off (ours do).",
         **figures,
     )
 

@@ -16,7 +16,7 @@ from cenote.measure.doctor_facts import Facts
 from cenote.measure.ink import DARK, LIGHT, Ink, head, save, svg
 from cenote.measure.verdict import Severity
 
-_SIZE = (11.0, 6.4)
+_WIDTH, _HEIGHT, _HEIGHT_ALONE = 11.0, 6.4, 3.6  # inches; alone: there are no sessions to tell apart
 _MOST_APPLICATIONS = 7
 _UNNAMED = "(no application_name)"
 _STATES = ("active", "idle in transaction", "idle", "other", "hidden")
@@ -27,7 +27,7 @@ def draw(diagnosis: Diagnosis, path: Path) -> None:
 
     :raises OSError: the file cannot be written
     """
-    save(lambda figure, ink: _slots(figure, ink, diagnosis.facts), path, size=_SIZE)
+    save(lambda figure, ink: _slots(figure, ink, diagnosis.facts), path, size=_size(diagnosis.facts))
 
 
 def write_report(diagnosis: Diagnosis, path: Path) -> None:
@@ -37,7 +37,8 @@ def write_report(diagnosis: Diagnosis, path: Path) -> None:
     """
 
     def drawn(ink: Ink) -> str:
-        return svg(lambda figure, paper: _slots(figure, paper, diagnosis.facts), size=_SIZE, ink=ink)
+        facts = diagnosis.facts
+        return svg(lambda figure, paper: _slots(figure, paper, facts), size=_size(facts), ink=ink)
 
     findings = [
         (
@@ -79,9 +80,16 @@ def _slots(figure: Figure, ink: Ink, facts: Facts) -> None:
         f"{target.max_connections:,} slots: {facts.used:,} taken, {facts.usable:,} for ordinary roles",
         f"{target.title} · sessions of others as pg_stat_activity has them, at one moment",
     )
+    if not facts.used:
+        _bars(figure.subplots(), ink, facts)
+        return
     above, below = figure.subplots(2, 1, height_ratios=[1, 1.1])
     _bars(above, ink, facts)
     _applications(below, ink, facts)
+
+
+def _size(facts: Facts) -> tuple[float, float]:
+    return _WIDTH, _HEIGHT if facts.used else _HEIGHT_ALONE
 
 
 def _state(state: str) -> str:
@@ -106,12 +114,12 @@ def _bars(axes: Any, ink: Ink, facts: Facts) -> None:
     colours = _colours(ink)
     states = Counter(_state(session.state) for session in facts.server.sessions)
     now = [(states[state], state, colours[state], "") for state in _STATES]
-    proxy = facts.proxy.most if facts.proxy is not None and facts.proxy.known else 0
-    coming = [
-        (facts.strangers, "others, there now", ink.series[6], ""),
-        (facts.programs.most or 0, "your pools, full", ink.series[1], "///"),
-        (proxy, "the proxy's budget", ink.series[2], "\\\\\\"),
-    ]
+    announced = (
+        (facts.announced, "your pools, full", ink.series[1], "///")
+        if facts.proxied is None
+        else (facts.announced, "the proxy's budget", ink.series[2], "\\\\\\")
+    )
+    coming = [(facts.strangers, "others, there now", ink.series[6], ""), announced]
     rows = [(1, now)] + ([(0, coming)] if facts.announced else [])
     ends = [_stack(axes, ink, at, parts) for at, parts in rows]
     most = facts.target.max_connections
@@ -153,10 +161,6 @@ def _applications(axes: Any, ink: Ink, facts: Facts) -> None:
     if rest:
         together: Counter[str] = sum((counts for _, counts in rest), Counter())
         ranked.append((f"{len(rest)} others", together))
-    if not ranked:
-        axes.set_axis_off()
-        axes.text(0, 0.5, "no session of anybody else", color=ink.faint, transform=axes.transAxes)
-        return
     colours = _colours(ink)
     for row, (_, counts) in enumerate(ranked):
         base = 0

@@ -41,9 +41,12 @@ def slots_overcommitted(facts: Facts) -> Verdict:
             usable=usable,
         )
     figures = {"may_connect": announced + strangers, "announced": announced, "others": strangers, "usable": usable}
+    left = max(0, usable - strangers)
     remedy = (
-        f"Make instances x workers x pool size {max(0, usable - strangers):,} at most, or put `cenote serve` "
-        "between: it shares one budget over all clients."
+        f"Make instances x workers x pool size {left:,} at most, or put `cenote serve` between: it shares one "
+        "budget over all clients."
+        if facts.proxied is None
+        else f"Make the proxy's budget {left:,} at most: its clients wait for a connection, and none is refused."
     )
     if announced + strangers <= usable:
         return ok(f"{announced + strangers:,} may connect, {usable:,} fit", **figures)
@@ -65,11 +68,23 @@ def slots_overcommitted(facts: Facts) -> Verdict:
 
 
 def local_pools(facts: Facts) -> Verdict:
-    """The pools of your programs alone, against the ceiling."""
+    """The pools of your programs alone, against the ceiling: the server's, or the proxy's where they go there."""
     programs, most = facts.programs, facts.programs.most
     if most is None:
         return not_known("the size of your pools", "Say it with --pool-size, --instances, --workers.")
     counted = f"{programs.instances:,} instances x {programs.workers:,} workers x {programs.pool_size:,}"
+    if facts.proxied is not None:
+        clients = facts.proxied.max_clients
+        said = f"{counted} = {most:,} connections to the proxy, whose max_clients is {clients:,}"
+        if most > clients:
+            return critical(
+                said,
+                "The proxy refuses whoever comes beyond that.",
+                f"max_clients = {most:,} or more in {facts.proxied.file}, or smaller pools.",
+                connections=most,
+                max_clients=clients,
+            )
+        return ok(said, connections=most, max_clients=clients)
     figures = {"connections": most, "usable": facts.usable}
     if most > facts.usable:
         each = facts.usable // (programs.instances * programs.workers)

@@ -76,7 +76,10 @@ def password_encryption(facts: Facts) -> Verdict:
     form = str(facts.server.settings.get("password_encryption", ""))
     left = facts.server.md5_secrets
     said = f"password_encryption = {form}"
-    said += f", {left:,} roles have an md5 password" if left is not None else "; who has md5 is not ours to see"
+    if left is None:
+        said += "; who has md5 is not ours to see"
+    else:
+        said += f", {left:,} {'role has' if left == 1 else 'roles have'} an md5 password"
     if form in ("scram-sha-256", "") and not left:
         return ok(said, password_encryption=form, md5_roles=left)
     return warning(

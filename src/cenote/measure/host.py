@@ -6,14 +6,17 @@ and nothing is judged here.
 
 import os
 import resource
+import socket
+import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-_TIME_WAIT, _LISTEN = "06", "0A"  # include/net/tcp_states.h
+_TIME_WAIT, _LISTEN = "06", 10  # include/net/tcp_states.h
 _CGROUPS = Path("/sys/fs/cgroup")
+_SOCK_DIAG, _BY_FAMILY, _DUMP, _NETLINK_DONE = 4, 20, 0x301, (2, 3)  # include/uapi/linux: netlink.h, sock_diag.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ class ServerHostFacts:
     files_soft, processes: the postmaster's limits on open files and on processes of its user; None: unlimited,
         or not known (`limits_known` tells)
     accept_waiting: connections in the queues of its listening sockets, not accepted yet
+    accept_length: how many fit into the shortest of them; both None: not seen, or it listens on a Unix socket only
     """
 
     memory_bytes: int | None = None
@@ -71,6 +75,7 @@ class ServerHostFacts:
     files_soft: int | None = None
     processes: int | None = None
     accept_waiting: int | None = None
+    accept_length: int | None = None
 
 
 def look_at_host(address: str | None, port: int) -> HostFacts:
@@ -96,6 +101,7 @@ def look_at_server(postmaster: int, port: int, backends: list[int]) -> ServerHos
     """What this machine says of the server of this postmaster and of these of its processes."""
     sizes, source = _sizes(backends)
     limits = _text(f"/proc/{postmaster}/limits")
+    queues = list(_accept_queues(port))
     return ServerHostFacts(
         memory_bytes=_memory_for(postmaster),
         backends=len(sizes),
@@ -105,7 +111,8 @@ def look_at_server(postmaster: int, port: int, backends: list[int]) -> ServerHos
         limits_known=limits is not None,
         files_soft=_limit(limits or "", "Max open files"),
         processes=_limit(limits or "", "Max processes"),
-        accept_waiting=_accept_waiting(port),
+        accept_waiting=sum(waiting for waiting, _ in queues) if queues else None,
+        accept_length=min((length for _, length in queues), default=None),
     )
 
 
@@ -181,13 +188,40 @@ def _hexadecimal(address: str) -> tuple[str, ...]:
     return (words(packed),)
 
 
-def _accept_waiting(port: int) -> int | None:
-    """Of a listening socket the receive queue is the number of connections that wait to be accepted."""
-    rows = _rows()
-    if rows is None:
-        return None
-    mine = [row for row in rows if row[3] == _LISTEN and row[1].endswith(f":{port:04X}")]
-    return sum(int(row[4].partition(":")[2], 16) for row in mine) if mine else None
+def _accept_queues(port: int) -> Iterator[tuple[int, int]]:
+    """Of each listening socket of this port: how many connections wait to be accepted, and how many may.
+
+    What listen() was given, or somaxconn where that is lower, is in no file of /proc. ss asks as this does, with
+    sock_diag(7): of a listening socket the two queues are these numbers.
+    """
+    if not hasattr(socket, "AF_NETLINK"):
+        return
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG) as kernel:
+            kernel.settimeout(1.0)
+            for family in (socket.AF_INET, socket.AF_INET6):
+                asked = struct.pack("=BBBxI48x", family, socket.IPPROTO_TCP, 0, 1 << _LISTEN)
+                kernel.send(struct.pack("=IHHII", 16 + len(asked), _BY_FAMILY, _DUMP, 0, 0) + asked)
+                for answer in _dumped(kernel):
+                    (at,) = struct.unpack_from(">H", answer, 4)
+                    if at == port:
+                        waiting, length = struct.unpack_from("=II", answer, 56)
+                        yield waiting, length
+    except OSError:
+        return  # a kernel, or a container, that does not answer such questions
+
+
+def _dumped(kernel: socket.socket) -> Iterator[bytes]:
+    """The bodies of netlink's messages until the last."""
+    while True:
+        piece = kernel.recv(1 << 16)
+        at = 0
+        while at < len(piece):
+            size, kind = struct.unpack_from("=IH", piece, at)
+            if kind in _NETLINK_DONE:
+                return
+            yield piece[at + 16 : at + size]
+            at += (size + 3) & ~3
 
 
 # -- memory and limits of the server ----------------------------------------------------------------------------
