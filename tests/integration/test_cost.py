@@ -331,6 +331,23 @@ def test_all_that_is_wrong_with_the_words_is_said_at_once() -> None:
     ended = cost("--rtt", "20,1h,5ms")
     assert ended.returncode == 2
     assert [line.split("'")[1] for line in ended.stderr.splitlines()] == ["20", "1h"]
+    ended = cost("--rtt", ",")
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 2)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_behind_standard_output_is_said_in_one_line(pg18: embedded.Postgres) -> None:
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "cenote.cli", "cost", pg18.dsn, "--samples", "1", "--seconds", "0.1", "--json"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert ended.returncode == 1
+    assert ended.stderr == "cenote: No space left on device: what was found could not be written\n"
 
 
 def test_the_last_slots_are_left_alone() -> None:

@@ -186,8 +186,8 @@ def test_a_full_server_turns_the_doctor_away_with_one_clear_message_but_not_a_su
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
-        (("postgresql://app@127.0.0.1:1/app",), 1, "cannot measure this server: connection failed"),
-        (("postgresql://[",), 1, "this URL cannot be used"),
+        (("postgresql://app@127.0.0.1:1/app",), 1, "Connection refused. Is the server running"),
+        (("postgresql://[",), 2, "cenote: url: "),
         (("--instances", "2"), 2, "give that too"),
         (("--pool-size", "0"), 2, "pool_size = 0: allowed is 1 to 100,000"),
         (("--rate", "many"), 2, "Invalid value"),

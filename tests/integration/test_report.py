@@ -95,7 +95,7 @@ def test_what_stands_against_it_is_listed_with_advice_and_ends_with_status_3(dae
         assert "1 kind of statement would keep up to 1 of 1 client pinned (1 now): advisory_locks." in words
         assert "advisory_locks: false" in words
         assert "would ask" in words
-        assert f"written: {page}" in done.stdout
+        assert f"Report: {page}" in done.stdout
         html = page.read_text()
         assert "SELECT pg_try_advisory_lock(?)" in html
         assert "http" not in html, "a page that needs nothing else"

@@ -152,7 +152,7 @@ def test_failed_transactions_are_counted_and_rolled_back(database: str) -> None:
     [
         (["postgresql://nobody@127.0.0.1:1/x"], 1, "cannot measure this server"),
         (["postgresql://{user}:wrong@{host}:{port}/{database}"], 1, "password authentication failed"),
-        (["mysql://x"], 1, "this URL cannot be used"),
+        (["mysql://x"], 2, "url: it begins with mysql://"),
         (["{dsn}", "--max", "2000"], 1, "needs 2001 connections"),
         (["{dsn}", "--sql", "SELEC 1", "--seconds", "3"], 1, "syntax error"),
         (["{dsn}", "--sql", "COPY (SELECT 1) TO STDOUT", "--seconds", "3"], 1, "COPY cannot be measured"),
@@ -218,6 +218,19 @@ def test_the_callers_stop_and_cancel_when_nobody_listens_any_more(database: str)
 
     with pytest.raises(Enough), watch(target, "cenote size x"), callers(plan) as loop:
         loop.run(2, 1.0, 0.0, meanwhile, 30.0)
+    assert sessions(database) == 0
+
+
+def test_connections_that_never_have_an_answer_are_told_with_how_many_had(database: str) -> None:
+    # As behind a pooler with one connection: the first keeps it, and the second waits.
+    lock = Source("lock", "SELECT pg_advisory_lock(1)")
+    plan = Plan(database, (lock,), {}, "simple", "cenote size x", time.monotonic() + 5)
+    with (
+        pytest.raises(TargetUnusable, match=r"1 of 2 connections never had an answer: .* lets 1 work"),
+        watch(look(database), "cenote size x"),
+        callers(plan) as loop,
+    ):
+        loop.run(2, 0.1, 0.0, lambda: 0.01, 30.0)
     assert sessions(database) == 0
 
 

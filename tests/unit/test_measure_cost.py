@@ -1,5 +1,7 @@
 """The pure parts of `cenote cost`: samples in, figures, words and pictures out."""
 
+import socket
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 from cenote.errors import ConfigError, ProtocolError, TargetUnusable
 from cenote.measure import cost_picture, ink
 from cenote.measure.address import Address, is_number
-from cenote.measure.anatomy import Anatomy, Tls
+from cenote.measure.anatomy import Anatomy, Session, Tls
 from cenote.measure.anatomy_login import LogIn
 from cenote.measure.channel import Reading, Step
 from cenote.measure.cost import Result, ServerCpu, Setup
@@ -18,7 +20,7 @@ from cenote.measure.cost_memory import Memory, typical_work
 from cenote.measure.cost_saving import saving
 from cenote.measure.cost_server import Footprint, Ports, _waiting_sides
 from cenote.measure.cost_words import amount, as_dict, conclusion, facts, phase_rows, saving_rows
-from cenote.measure.target import Target
+from cenote.measure.target import Target, one_line
 from cenote.wire import messages
 from cenote.wire.scram import ServerExchange, Verifier
 
@@ -288,3 +290,37 @@ def test_what_cannot_be_answered_is_told() -> None:
         LogIn(bound, None).answer(messages.authentication_sasl(["SCRAM-SHA-256"])[5:])
     with pytest.raises(TargetUnusable, match="does not ask for SCRAM"):
         LogIn(bound, None).answer(messages.authentication_md5(b"salt")[5:])
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        (
+            'connection failed: connection to server at "::1", port 1 failed: Connection refused\n'
+            "\tIs the server running on that host and accepting TCP/IP connections?",
+            'connection to server at "::1", port 1 failed: Connection refused. '
+            "Is the server running on that host and accepting TCP/IP connections?",
+        ),
+        ("connection failed: FATAL:  no\nFATAL:  no", "FATAL: no"),
+        ('syntax error at or near "x"\nLINE 1: x\n        ^', 'syntax error at or near "x". LINE 1: x'),
+        ("", "ValueError"),
+    ],
+)
+def test_a_drivers_lines_are_told_on_one_line_and_once(said: str, line: str) -> None:
+    assert one_line(ValueError(said)) == line
+
+
+def test_a_server_that_answers_the_wish_for_tls_with_an_error_is_quoted() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def refuse() -> None:
+            with listening.accept()[0] as client:
+                client.recv(8)
+                client.sendall(messages.error("FATAL", "57P03", "the database system is in recovery mode"))
+
+        server = threading.Thread(target=refuse)
+        server.start()
+        address = replace(ADDRESS, family=socket.AF_INET, sockaddr=listening.getsockname(), asks_tls=True)
+        with pytest.raises(TargetUnusable, match=r"TLS: the server says: .* in recovery mode \(57P03\)"):
+            Session(address).__enter__()
+        server.join()

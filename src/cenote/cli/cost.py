@@ -105,6 +105,8 @@ def cost(
             if report is not None:
                 _report(result, report)
         except OSError as error:
+            if error.filename is None:
+                raise
             raise ConfigError([f"{error.filename}: {error.strerror}"]) from None
         if as_json:
             typer.echo(json.dumps(words.as_dict(result), indent=2))
@@ -118,7 +120,7 @@ def _rtts(text: str) -> tuple[float, ...]:
     :raises ConfigError: naming each that is none
     """
     found, problems = set(), []
-    for word in filter(None, (part.strip() for part in text.split(","))):
+    for word in (part.strip() for part in text.split(",")) if text.strip() else ():
         match = _RTT.fullmatch(word)
         if match is None:
             problems.append(f"rtt = {word!r}: must be a time with a unit, such as 20ms or 0.2s")

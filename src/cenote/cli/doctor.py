@@ -93,10 +93,10 @@ def doctor(
         check_files(plot, report)
         diagnosis = examine(url, programs, config)
         _write_files(diagnosis, plot, report)
-    if as_json:
-        typer.echo(json.dumps(as_dict(diagnosis), indent=2))
-    else:
-        _print(diagnosis, plot, report)
+        if as_json:
+            typer.echo(json.dumps(as_dict(diagnosis), indent=2))
+        else:
+            _print(diagnosis, plot, report)
     if diagnosis.exit_status:
         raise typer.Exit(diagnosis.exit_status)
 

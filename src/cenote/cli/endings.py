@@ -4,6 +4,8 @@
 No traceback for what was foreseen; a bug still shows its own.
 """
 
+import errno
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,9 +31,23 @@ def plain_endings() -> Iterator[None]:
     except CenoteError as error:
         print(f"cenote: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _leave_unsaid()
+        print(f"cenote: {error.strerror}: what was found could not be written", file=sys.stderr)
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         print("cenote: interrupted", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def _leave_unsaid() -> None:
+    """Nothing more goes to standard output if nothing fits there: at its end Python would complain once more."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def need_proxy() -> None:

@@ -23,6 +23,7 @@ from cenote.measure.console import DATABASE, tables
 from cenote.measure.page import Grid, Part, Words, write
 from cenote.measure.report import CONSEQUENCES, IDLE, READY, Line, PoolReport, Report, counted, span
 from cenote.measure.report import report as made_of
+from cenote.measure.target import one_line
 
 _TABLES = ("VERSION", "POOLS", "STATS", "CONFIG", "LEDGER", "PINS", "OBSERVED", "DATABASES")
 _DEFAULT_PORT, _SERVERS_PORT = 6432, "5432"
@@ -107,7 +108,7 @@ def _of_url(url: str) -> dict[str, Any]:
     try:
         found = dict(conninfo_to_dict(url))
     except ProgrammingError as error:
-        raise ConfigError([f"url: {str(error).strip()}"]) from None
+        raise ConfigError([f"url: {one_line(error)}"]) from None
     if found.get("dbname") not in (None, DATABASE):
         raise ConfigError(
             [f"url: the database is {found['dbname']!r}; the console is the virtual database {DATABASE!r}"]
@@ -168,7 +169,7 @@ def _print(found: Report, html: Path | None) -> None:
     console.print()
     console.print(Text(found.conclusion, style="bold"))
     if html is not None:
-        console.print(Text(f"written: {html}", style="dim"))
+        console.print(Text(f"Report: {html}"))
 
 
 def _print_pool(console: Console, pool: PoolReport) -> None:
@@ -213,7 +214,8 @@ def _figures(pool: PoolReport) -> Iterator[tuple[str, str]]:
     peaks = pool.peaks
     most = f", {peaks.clients:,} at most" if peaks is not None else ""
     yield "clients", f"{pool.clients:,} now{most}"
-    most = f", {peaks.connections:,} at most" if peaks is not None else ""
+    # Those that no client has are in the first figure only.
+    most = f", {peaks.connections:,} at most with a client" if peaks is not None else ""
     yield "server connections", f"{pool.connections:,} now{most} (max_size = {pool.max_size})"
     if peaks is not None:
         yield "in a transaction", f"{counted(peaks.busy, 'client')} at most at one moment"

@@ -57,7 +57,10 @@ def size(
     protocol: Annotated[str, typer.Option(help="simple, or prepared statements.")] = "simple",
     most: Annotated[
         int | None,
-        typer.Option("--max", help="The largest number of connections (4 to 2,000; 64, or as many as are free)."),
+        typer.Option(
+            "--max",
+            help="The largest number of connections, which has to fit (4 to 2,000; 64, or as many as are free).",
+        ),
     ] = None,
     seconds: Annotated[float, typer.Option(help="The longest it may take (2 to 3,600 seconds).")] = 30.0,
     instances: Annotated[int, typer.Option(min=1, help="Of your program, that share the server.")] = 1,
@@ -113,11 +116,11 @@ def size(
         with _Show() as show, target(url) as server:
             result = run(server, setup, show.tell)
         found = advice(result, fleet, cores, spindles)
+        _write(result, fleet, found, plot, report)  # first: whoever reads the rest may go away in the middle
         if as_json:
             typer.echo(json.dumps(as_dict(result, fleet, found), indent=2))
         else:
             _print(result, fleet, found)
-        _write(result, fleet, found, plot, report)
         if not as_json:
             for name, path in (("Picture", plot), ("Report", report)):
                 if path is not None:
@@ -277,4 +280,6 @@ def _write(result: Any, fleet: Any, found: Any, plot: Path | None, report: Path 
             ]
             page.write(report, "The right pool size", result.target.title, parts)
     except OSError as error:
+        if error.filename is None:
+            raise
         raise ConfigError([f"{error.filename}: {error.strerror}"]) from None

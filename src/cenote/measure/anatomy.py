@@ -176,6 +176,8 @@ class Session:
                     "the server offers TLS, and libpq got in only without it, at its second attempt: choose "
                     "sslmode=disable to measure that"
                 )
+            if answer[:1] == b"E":  # it ends or begins just now: an error comes before the answer
+                raise self._failed(_said(answer[5:]))
             if answer != b"S":
                 raise self._failed(f"asked for TLS, the server answered {answer[:80]!r}")
         assert address.tls is not None

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cenote.errors import MissingDependency, TargetUnusable
+from cenote.measure.target import one_line
 
 #: The virtual database that answers.
 DATABASE = "cenote"
@@ -32,9 +33,9 @@ def tables(conninfo: Mapping[str, Any], names: Iterable[str]) -> tuple[str, dict
             _look(where, connection.info.parameter_status("server_version") or "")
             return where, {name: connection.execute(f"SHOW {name}".encode()).fetchall() for name in names}
     except psycopg.OperationalError as error:
-        raise TargetUnusable(_why_not(str(error).strip(), conninfo)) from None
+        raise TargetUnusable(_why_not(one_line(error), conninfo)) from None
     except psycopg.Error as error:
-        raise TargetUnusable(f"the console answered: {str(error).strip()}") from None
+        raise TargetUnusable(f"the console answered: {one_line(error)}") from None
 
 
 def _look(where: str, version: str) -> None:

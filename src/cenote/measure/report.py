@@ -260,8 +260,8 @@ def _clients(pool: PoolReport) -> int:
 def _needed(peaks: Peaks) -> str:
     if peaks.needed_p99 >= peaks.connections:
         return (
-            f"It would save nothing at this load: all of the {peaks.connections} connections that session mode "
-            "had were needed."
+            "It would save nothing at this load: it would have needed all that session mode had, "
+            f"{counted(peaks.connections, 'server connection')}."
         )
     usual = f", and {peaks.needed_p99} for 99 % of the time" if peaks.needed_p99 < peaks.needed else ""
     return (

@@ -90,9 +90,15 @@ class Callers:
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # it has ended: what it said last tells why
-        return self._answer(meanwhile, time.monotonic() + longest_s + _LATE_S)
+        found = self._answer(meanwhile, time.monotonic() + longest_s + _LATE_S)
+        if found is None:
+            raise TargetUnusable(
+                f"with {connections} connections the server did not answer any more: given up. "
+                "A pooler may let no more connect at once: then ask for fewer (--max)"
+            )
+        return found
 
-    def _answer(self, meanwhile: Callable[[], float], deadline_s: float) -> Round:
+    def _answer(self, meanwhile: Callable[[], float], deadline_s: float) -> Round | None:
         stdout = self._process.stdout
         assert stdout is not None
         call_at = time.monotonic()
@@ -111,7 +117,7 @@ class Callers:
                 if newline:
                     self._unread = rest
                     return _heard(json.loads(line))
-        raise TargetUnusable("the server did not answer any more: the measurement was given up")
+        return None
 
 
 @contextmanager

@@ -46,6 +46,7 @@ class Caller:
         self.fd = conn.fileno()
         self.script: Script = mix.scripts[0]
         self.busy = False
+        self.heard = False
         self.failed = ""
         self.since = 0.0
         self._conn = conn
@@ -102,6 +103,7 @@ class Caller:
         while not libpq.is_busy():
             result = libpq.get_result()
             if result is None:
+                self.heard = True
                 return True
             if result.status not in _GOOD:
                 self._refused(result)
@@ -184,7 +186,7 @@ class Loop:
         for caller in self._callers[:connections]:
             active += self._step(caller, caller.begin(monotonic()))
         while active:
-            self._must_be_in_time()
+            self._must_be_in_time(connections)
             for caller in self._ready():
                 wait = caller.go_on()
                 if self._step(caller, wait):
@@ -231,8 +233,14 @@ class Loop:
             ready.append(heapq.heappop(self._sleeping)[2])
         return ready
 
-    def _must_be_in_time(self) -> None:
+    def _must_be_in_time(self, connections: int) -> None:
         if monotonic() > self._plan.deadline_s:
+            heard = sum(caller.heard for caller in self._callers[:connections])
+            if 0 < heard < connections:
+                raise Unusable(
+                    f"{connections - heard} of {connections} connections never had an answer: if a pooler answers "
+                    f"there, it lets {heard} work at once, and more (--max) cannot be measured through it"
+                )
             raise Unusable(
                 "the time was over before every transaction had ended: give it more (--seconds), or ask for a "
                 "shorter transaction"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cenote.errors import MissingDependency, TargetUnusable
+from cenote.errors import ConfigError, MissingDependency, TargetUnusable
 
 CONNECT_TIMEOUT_S = 10
 APPLICATION = "cenote"
@@ -88,6 +88,7 @@ def target(url: str | None, **settings: Any) -> Iterator[Target]:
     """The server of `url`, or an embedded one (with these server `settings`) until the block ends.
 
     :param url: anything that libpq takes; PGPASSWORD, PGSERVICE and the like count. None: an embedded server
+    :raises ConfigError: libpq does not understand the URL
     :raises TargetUnusable: it cannot be reached, or refuses us
     :raises MissingDependency: psycopg, or without a URL the embedded server, is not installed
     """
@@ -104,10 +105,18 @@ def look(url: str, *, embedded_pid: int | None = None) -> Target:
     """What the server of `url` says of itself now. One connection, closed again."""
     try:
         import psycopg
+        from psycopg.conninfo import conninfo_to_dict
     except ImportError:
         raise MissingDependency(
             'this needs psycopg, which is not installed: pip install "cenote[measure]"'
         ) from None
+    scheme, colon, _ = url.partition("://")
+    if colon and "=" not in scheme and scheme not in ("postgresql", "postgres"):
+        raise ConfigError([f"url: it begins with {scheme}://, PostgreSQL's with postgresql://"])
+    try:
+        conninfo_to_dict(url)
+    except psycopg.ProgrammingError as error:
+        raise ConfigError([f"url: {one_line(error)}"]) from None
     try:
         with psycopg.connect(
             url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, application_name=APPLICATION
@@ -130,15 +139,24 @@ def look(url: str, *, embedded_pid: int | None = None) -> Target:
                 server_pid=embedded_pid or _postmaster(backend),
                 embedded=embedded_pid is not None,
             )
-    except psycopg.ProgrammingError as error:
-        raise TargetUnusable(f"this URL cannot be used: {one_line(error)}") from None
     except psycopg.Error as error:
         raise TargetUnusable(f"cannot measure this server: {one_line(error)}") from None
 
 
 def one_line(error: BaseException) -> str:
-    """The words of a driver's error without its line breaks; its kind where it has no words."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The words of a driver's error on one line, each line of it once; its kind where it has no words.
+
+    libpq says the same of each attempt (with TLS, without; each address), and goes on in lines of their own.
+    """
+    said = ""
+    lines = (" ".join(line.split()) for line in str(error).removeprefix("connection failed: ").splitlines())
+    for line in dict.fromkeys(filter(_has_words, lines)):
+        said += line if not said else f" {line}" if said[-1] in ".,:;?!" else f". {line}"
+    return said or type(error).__name__
+
+
+def _has_words(line: str) -> bool:
+    return any(map(str.isalnum, line))  # the arrow under a statement's error has none
 
 
 def _postmaster(backend: int) -> int | None:
