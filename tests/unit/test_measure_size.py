@@ -1,12 +1,17 @@
 """What `cenote size` is made of, without a server: the mix, the law, the words and the picture."""
 
+import io
 import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console
 
+from cenote.cli.size import fitting, rows
 from cenote.errors import ConfigError
 from cenote.measure import ink, page
 from cenote.measure.curve import Law, fit
@@ -326,6 +331,29 @@ def test_the_picture_of_a_remote_server_is_drawn_without_what_is_not_seen(tmp_pa
     measured = result(SHARP, local=False)
     ink.save(drawing(measured, advice(measured, Fleet(), None, 1)), tmp_path / "size.png", size=SIZE)
     assert (tmp_path / "size.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_what_stands_below_the_picture_is_inside_it_however_long_the_servers_name() -> None:
+    measured = result(SHARP, host="database-primary.eu-central-1.internal.example.org", database="warehouse")
+    figure = Figure(figsize=SIZE)
+    FigureCanvasAgg(figure)
+    drawing(measured, advice(measured, Fleet(), None, 1))(figure, ink.LIGHT)
+    figure.canvas.draw()
+    assert all(text.get_window_extent().x1 <= figure.bbox.x1 for text in figure.texts)
+
+
+@pytest.mark.parametrize("width", [50, 60, 80, 120])
+def test_a_narrow_terminal_loses_columns_and_no_part_of_a_figure(width: int) -> None:
+    lines = rows(result(Law(20_000.0, 0.0, 0.0, ceiling=160_000.0)))
+    out = io.StringIO()
+    console = Console(width=width, file=out)
+    table, left_out = fitting(lines, console)
+    console.print(table)
+    shown = out.getvalue()
+    assert "…" not in shown
+    assert all(line[1] in shown for line in lines)
+    assert "<- knee" in shown
+    assert bool(left_out) == (width < 100)
 
 
 def test_the_picture_is_drawn_on_both_papers() -> None:

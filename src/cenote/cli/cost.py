@@ -188,7 +188,7 @@ def _table(console: Console, headings: object, rows: object) -> None:
     assert isinstance(headings, (list, tuple))
     assert isinstance(rows, list)
     for column, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if column else "left")
+        table.add_column(heading, justify="right" if column else "left", overflow="fold")
     for row in rows:
         table.add_row(*row, style="bold" if row[0] == "ready" else None)
     console.print(table)

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 from rich import box
+from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -29,6 +31,7 @@ _HEADINGS = (
     "system CPU",
     "",
 )
+_LEFT_OUT_FIRST = ("fitted", "spread", "switches/s", "system CPU", "on locks", "p99")
 
 
 def size(
@@ -231,15 +234,29 @@ def _print(result: Any, fleet: Any, found: Any) -> None:
     console = paper()
     console.print(result.target.title, markup=False)
     console.print(_asked(result), markup=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in _HEADINGS:
-        table.add_column(heading, justify="right" if heading else "left")
-    for row in rows(result):
-        table.add_row(*row, style="bold" if row[-1] else None)
+    table, left_out = fitting(rows(result), console)
     console.print(table)
+    if left_out:
+        console.print(f"For want of width without: {', '.join(left_out)}.\n", markup=False)
     console.print(answer(result), style="bold", markup=False)
     for sentence in explained(result, fleet, found):
         console.print(f"- {sentence}", markup=False)
+
+
+def fitting(lines: list[tuple[str, ...]], console: Console) -> tuple[Table, list[str]]:
+    """The table as wide as fits, and the columns that do not: a narrow terminal is to lose no part of a figure."""
+    left_out: list[str] = []
+    while True:
+        shown = [at for at, heading in enumerate(_HEADINGS) if heading not in left_out]
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for at in shown:
+            table.add_column(_HEADINGS[at], justify="right" if _HEADINGS[at] else "left", no_wrap=True)
+        for line in lines:
+            table.add_row(*(line[at] for at in shown), style="bold" if line[-1] else None)
+        needed = Measurement.get(console, console.options.update(width=1000), table).maximum
+        if needed <= console.width or len(left_out) == len(_LEFT_OUT_FIRST):
+            return table, left_out
+        left_out.append(_LEFT_OUT_FIRST[len(left_out)])
 
 
 def _asked(result: Any) -> str:
@@ -255,6 +272,10 @@ def _asked(result: Any) -> str:
 
 
 def _short(source: Any) -> str:
+    from cenote.measure.size import DEFAULT
+
+    if source == DEFAULT:
+        return f"{source.name}: one row of pg_attribute, by its key"
     text = " ".join(source.text.split())
     return f"{source.name}: {text if len(text) <= 90 else text[:87] + '...'}"
 

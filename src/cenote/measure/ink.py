@@ -83,9 +83,9 @@ def _figure(draw: Draw, size: tuple[float, float], ink: Ink) -> Figure:
 
 
 def head(figure: Figure, ink: Ink, title: str, below: str) -> None:
-    """The title above, and below all what was measured on what."""
+    """The title above, and below all what was measured on what, in as many lines as that needs."""
     figure.suptitle(title, x=0.012, ha="left", fontsize=15, fontweight="bold")
-    figure.supxlabel(below, x=0.012, ha="left", fontsize=8.5, color=ink.faint)
+    figure.supxlabel(below, x=0.012, ha="left", fontsize=8.5, color=ink.faint, wrap=True)
 
 
 def style(ink: Ink) -> Any:

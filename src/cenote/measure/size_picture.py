@@ -95,10 +95,13 @@ def _rate(axes: Any, result: Result, found: Advice, ink: Ink) -> None:
         axes.axvspan(fit.knee_low / 1.02, fit.knee_high * 1.02, ymax=0.84, color=ink.good, alpha=0.14, lw=0)
         axes.axvline(fit.knee, ymax=0.84, color=ink.good, lw=1.8)
         span = "" if fit.knee_low == fit.knee_high else f" ({fit.knee_low} to {fit.knee_high})"
-        _note(axes, fit.knee, 0.06, f"knee {fit.knee}{span}", ink.good, fit.most)
+        _note(axes, fit.knee, 0.06, f"knee {fit.knee}{span}", ink.good, fit.most, ink.paper)
     if found.formula is not None and found.formula <= fit.most * 1.1:
         axes.axvline(found.formula, ymax=0.84, color=ink.faint, lw=1.2, ls=(0, (4, 3)))
-        _note(axes, found.formula, 0.16, f"cores x 2 + spindles = {found.formula}", ink.faint, fit.most)
+        words = f"cores x 2 + spindles = {found.formula}"
+        # Away from the knee's line, where there is room.
+        left = fit.saturated and fit.most**0.3 <= found.formula < fit.knee
+        _note(axes, found.formula, 0.16, words, ink.faint, fit.most, ink.paper, left=left)
     _axis(axes, levels)
     axes.set_title("Transactions per second")
     axes.set_ylim(0, top * 1.28)  # room for the legend above every curve
@@ -106,8 +109,11 @@ def _rate(axes: Any, result: Result, found: Advice, ink: Ink) -> None:
     axes.legend(loc="upper left", ncols=4, fontsize=9, columnspacing=1.5).set_in_layout(False)
 
 
-def _note(axes: Any, at: float, height: float, words: str, colour: str, most: int) -> None:
-    left = at > most**0.6
+def _note(
+    axes: Any, at: float, height: float, words: str, colour: str, most: int, paper: str, *, left: bool = False
+) -> None:
+    """Words beside a vertical line, legible where they lie across another."""
+    left = left or at > most**0.6
     axes.annotate(
         words,
         (at, height),
@@ -117,6 +123,7 @@ def _note(axes: Any, at: float, height: float, words: str, colour: str, most: in
         ha="right" if left else "left",
         color=colour,
         fontweight="bold",
+        bbox={"facecolor": paper, "edgecolor": "none", "pad": 1.5},
     )
 
 
