@@ -1,7 +1,7 @@
-"""`cenote serve` in a process of its own, before a private server: for experiments that compare ways.
+"""`cenote serve` in a process of its own: for experiments that compare ways.
 
 It runs as a user starts it, from a configuration file, and is told nothing that he could not say. It is gone when
-the block ends, however it ends, or its process.
+the block ends, however it ends, or its process; and its file, which holds a password, never had a name.
 """
 
 import json
@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import IO
 
 from cenote.embedded import Postgres
@@ -57,23 +56,32 @@ def served(server: Postgres, *, size: int, clients: int) -> Iterator[Served]:
     :param clients: those it is to let in
     :raises CenoteError: it did not start; with its own words
     """
+    with daemon(_config(server, size, clients)) as (pid, port):
+        yield Served(pid, port, server.dsn.replace(f":{server.port}/", f":{port}/"))
+
+
+@contextmanager
+def daemon(config: str) -> Iterator[tuple[int, int]]:
+    """A daemon with this configuration (TOML): its process and its port.
+
+    :raises CenoteError: it did not start; with its own words
+    """
     with ExitStack() as stack:
         words = stack.enter_context(tempfile.TemporaryFile())
-        # Readable for us only, as it holds a password, and gone as soon as it was read.
-        with tempfile.TemporaryDirectory(prefix="cenote-demo-") as folder:
-            config = Path(folder) / "cenote.toml"
-            config.write_text(_config(server, size, clients), encoding="utf-8")
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "cenote.measure.served", "serve", "--config", str(config)],
-                stdin=subprocess.PIPE,  # its end is ours: the daemon goes when we are gone
-                stdout=subprocess.PIPE,
-                stderr=words,
-                text=True,
-                start_new_session=True,  # Ctrl-C in the terminal is for us, and we end it
-            )
-            stack.callback(_stop, process)
-            port = _port(process, words)
-        yield Served(process.pid, port, server.dsn.replace(f":{server.port}/", f":{port}/"))
+        file = stack.enter_context(tempfile.TemporaryFile())
+        file.write(config.encode())
+        file.seek(0)
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "cenote.measure.served", "serve", "--config", f"/dev/fd/{file.fileno()}"],
+            stdin=subprocess.PIPE,  # its end is ours: the daemon goes when we are gone
+            stdout=subprocess.PIPE,
+            stderr=words,
+            text=True,
+            pass_fds=(file.fileno(),),
+            start_new_session=True,  # Ctrl-C in the terminal is for us, and we end it
+        )
+        stack.callback(_stop, process)
+        yield process.pid, _port(process, words)
 
 
 def _config(server: Postgres, size: int, clients: int) -> str:

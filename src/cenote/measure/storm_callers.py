@@ -1,13 +1,14 @@
 """The callers of a real storm: each request at its own moment, over a connection of its own or one of a pool.
 
 Run as `python -m cenote.measure.storm_callers` by `measure/storm_real.py`. They are asyncio tasks; a request that
-is refused is counted and never tried again. The end of standard input is the order to stop: what runs on the
-server is cancelled, and its connections are closed.
+is refused is counted and never tried again. All their connections together stay within one bound. The end of
+standard input is the order to stop: what runs on the server is cancelled, and its connections are closed.
 """
 
 import asyncio
 import contextlib
 import json
+import logging
 import sys
 from collections import Counter
 from time import monotonic
@@ -16,14 +17,60 @@ from typing import Any
 import psycopg
 
 from cenote import errors
+from cenote.config import PoolOptions
 from cenote.measure.storm_real import APPLICATION, Plan
 from cenote.measure.target import one_line
 from cenote.pool.aio import AsyncPool
+from cenote.pool.drivers.psycopg_async import AsyncPsycopgDriver
 
 _SQL = "SELECT pg_sleep(%s)"
-_TOO_MANY = ("too many clients already", "remaining connection slots are reserved")
+_TOO_MANY = "53300"
 _SAMPLE_EVERY_S = 0.1
 _READY_S = 15.0
+_CLOSE_S = 10.0
+
+
+class Bounded(AsyncPsycopgDriver):
+    """Opens every connection of the callers, and none beyond the bound: as a server that is full refuses it.
+
+    A connection counts from its dial until the server has let go: one that is only closed here may still hold its
+    place there.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan.dsn, {"application_name": APPLICATION}, PoolOptions())
+        self.opened = self.peak = self.rejected = 0
+        self._most = plan.most
+        self._dialing = 0
+        self._held: set[Any] = set()
+
+    @property
+    def connections(self) -> int:
+        """Those that there are now."""
+        return self._dialing + len(self._held)
+
+    async def connect(self, timeout_s: float) -> Any:
+        if self.connections >= self._most:
+            self.rejected += 1
+            raise psycopg.errors.TooManyConnections("sorry, too many clients already")
+        self._dialing += 1
+        self.peak = max(self.peak, self.connections)
+        try:
+            conn = await super().connect(timeout_s)
+            self._held.add(conn.pgconn)
+        except psycopg.Error as error:
+            self.rejected += error.sqlstate == _TOO_MANY
+            raise
+        finally:
+            self._dialing -= 1
+        self.opened += 1
+        return conn
+
+    async def close(self, conn: Any, handle: Any, timeout_s: float) -> None:
+        try:
+            await super().close(conn, handle, timeout_s)
+        finally:
+            self._held.discard(handle if handle is not None else conn.pgconn)
 
 
 class Callers:
@@ -34,7 +81,7 @@ class Callers:
         self._latency_s: dict[int, float] = {}
         self._refused: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
-        self._open = self._opened = self._peak = self._rejected = 0
+        self._driver = Bounded(plan)
         self._pools: list[AsyncPool] = []
         self._samples: list[dict[str, float]] = []
 
@@ -51,9 +98,8 @@ class Callers:
         least = plan.pool_size if plan.way == "proxy" else min(plan.min_size, plan.pool_size)
         for number in range(plan.instances):
             pool = AsyncPool(
-                plan.dsn,
+                driver=self._driver,
                 name=f"storm-{number}",
-                connect_args={"application_name": APPLICATION},
                 min_size=least,
                 max_size=plan.pool_size,
                 acquire_timeout=plan.timeout_s,
@@ -78,53 +124,44 @@ class Callers:
         for task in late:
             task.cancel()
         await asyncio.gather(watching, *tasks, return_exceptions=True)
-        if plan.way != "none":
-            self._opened = sum(sum(pool.stats().opened.values()) for pool in self._pools)
+        ended = len(self._latency_s) + self._refused.total() + self._failed.total()
         return {
             "latency_s": [self._latency_s[number] for number in sorted(self._latency_s)],
             "refused": dict(self._refused),
             "failed": dict(self._failed),
-            "unfinished": len(late),
-            "opened": self._opened,
-            "peak": self._peak,
-            "rejected": self._rejected,
+            "unfinished": len(plan.at_s) - ended,
+            "opened": self._driver.opened,
+            "peak": self._driver.peak,
+            "rejected": self._driver.rejected,
             "seconds": seconds,
             "samples": self._samples,
         }
 
     async def _request(self, number: int, since: float) -> None:
+        sleep_s = self._plan.sleep_s[number]
         try:
             if self._plan.way == "none":
-                await self._ask_directly(self._plan.sleep_s[number])
+                await self._ask_directly(number, sleep_s, since)
             else:
                 pool = self._pools[self._plan.instance[number] if len(self._pools) > 1 else 0]
-                await pool.fetch_value(_SQL, (self._plan.sleep_s[number],))
+                await pool.fetch_value(_SQL, (sleep_s,))
+                self._latency_s[number] = monotonic() - since
         except errors.AcquireRefused as error:
             self._refused[error.reason] += 1
         except (psycopg.Error, OSError) as error:
-            if any(words in str(error) for words in _TOO_MANY):
-                self._rejected += 1
+            if getattr(error, "sqlstate", None) == _TOO_MANY:
                 self._refused["too_many_connections"] += 1
             else:
                 self._failed[one_line(error)] += 1
-        else:
-            self._latency_s[number] = monotonic() - since
 
-    async def _ask_directly(self, sleep_s: float) -> None:
-        # A private server refuses by itself, at the same number; somebody's is not driven that far.
-        if self._open >= self._plan.most:
-            raise OSError(_TOO_MANY[0])
-        self._open += 1
+    async def _ask_directly(self, number: int, sleep_s: float, since: float) -> None:
+        driver = self._driver
+        conn = await driver.connect(self._plan.bound_s)
         try:
-            conn = await psycopg.AsyncConnection.connect(
-                self._plan.dsn, autocommit=True, application_name=APPLICATION
-            )
-            self._opened += 1
-            self._peak = max(self._peak, self._open)
-            async with conn:
-                await conn.execute(_SQL, (sleep_s,))
+            await driver.fetch_value(conn, _SQL, (sleep_s,))
+            self._latency_s[number] = monotonic() - since
         finally:
-            self._open -= 1
+            await driver.close(conn, None, _CLOSE_S)
 
     async def _watch(self, began: float) -> None:
         """Ten times a second: say how far it is, and take a sample."""
@@ -132,14 +169,11 @@ class Callers:
         while True:
             refused = sum(self._refused.values()) + sum(self._failed.values())
             now = (len(self._latency_s), refused)
-            stats = [pool.stats() for pool in self._pools]
-            connections = sum(each.size for each in stats) if stats else self._open
-            self._peak = max(self._peak, connections)
             self._samples.append(
                 {
                     "at_s": monotonic() - began,
-                    "connections": connections,
-                    "waiting": sum(each.waiting for each in stats),
+                    "connections": self._driver.connections,
+                    "waiting": sum(pool.stats().waiting for pool in self._pools),
                     "answered": now[0] - before[0],
                     "refused": now[1] - before[1],
                 }
@@ -167,6 +201,8 @@ async def _until_told(plan: Plan) -> dict[str, Any]:
 def main() -> None:
     """Read a plan from standard input, carry it out, write what came of it."""
     plan = Plan(**json.loads(sys.stdin.readline()))
+    for name in ("cenote", "psycopg"):  # what they would log is counted here, or ends in the message
+        logging.getLogger(name).addHandler(logging.NullHandler())
     message: dict[str, Any]
     try:
         message = {"outcome": asyncio.run(_until_told(plan))}

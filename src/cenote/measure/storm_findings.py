@@ -114,7 +114,7 @@ def _why(storm: Storm, each: Outcome) -> Iterator[str]:
     if each.unfinished:
         yield f"{each.unfinished:,} had not ended when the run did"
     if each.rejected:
-        yield f"the server said {each.rejected:,} times that all its {scenario.usable} connections are taken"
+        yield f"{each.rejected:,} dials were refused: all {scenario.usable} connections were taken"
     if each.way == "none" and each.opened:
         dial_s = each.opened * (scenario.costs.connect_ms + scenario.costs.fork_ms) / 1e3
         yield f"{each.opened:,} connections were opened, which took {duration(dial_s)} of CPU"

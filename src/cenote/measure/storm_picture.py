@@ -25,8 +25,8 @@ def drawing(storm: Storm, kind: str) -> Draw:
     def draw(figure: Figure, ink: Ink) -> None:
         scenario = storm.scenario
         below = (
-            f"{kind} · {storm.outcomes[0].requests:,} requests, the same for each way · "
-            f"{scenario.server.cores} cores, max_connections = {scenario.server.max_connections} · "
+            f"{kind} · {storm.outcomes[0].requests:,} requests, the same for each way\n"
+            f"{scenario.server.cores} cores, {scenario.usable:,} connections to be had · "
             f"{scenario.clients.instances} instances, pools of {scenario.clients.pool_size}; "
             f"budget {scenario.budget}, proxy {scenario.proxy_size}"
         )
@@ -105,8 +105,9 @@ def _connections(axes: Any, storm: Storm, ink: Ink) -> None:
                 lw=1.8,
                 label=f"{NAMES[each.way]}: {each.peak:,} at most",
             )
-    axes.axhline(highest, color=ink.bad, lw=1.2, ls=(0, (4, 3)), label=f"the server has {highest:,}")
-    axes.set_ylim(0, highest * 1.5)  # room for the legend
+    axes.axhline(highest, color=ink.bad, lw=1.2, ls=(0, (4, 3)), label=f"{highest:,} to be had")
+    # Room for the legend. A real server's sessions are counted, and a neighbour's may be among them.
+    axes.set_ylim(0, max([highest, *(each.peak for each in storm.outcomes)]) * 1.5)
     axes.set_xlim(0, _until(storm))
     axes.set_xlabel("seconds")
     axes.legend(loc="upper left", ncols=3, fontsize=8.5, columnspacing=1.2).set_in_layout(False)

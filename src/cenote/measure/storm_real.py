@@ -7,22 +7,20 @@ the model is right. Callers and, for that way, the proxy are processes of their 
 """
 
 import json
-import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from cenote.errors import CenoteError, ConfigError, TargetUnusable
 from cenote.measure.outcome import Outcome, Sample
 from cenote.measure.pressure import cores
 from cenote.measure.scenario import Requests, Scenario, Server
+from cenote.measure.served import daemon
 from cenote.measure.simulation import simulate
 from cenote.measure.storm import Moment, Storm
 from cenote.measure.target import CONNECT_TIMEOUT_S, Target, one_line, target
@@ -32,17 +30,18 @@ APPLICATION = "cenote storm"
 MOST_REQUESTS = 20_000
 _MOST_SECONDS = 30.0
 _MOST_CONNECTIONS = 400
+_LEAST_CONNECTIONS = 4
 _PROXY_CLIENTS = 100
 _GRACE_S = 15.0
 _STOPS_WITHIN_S = 5.0
-_PROXY_READY_S = 20.0
 _TIMES = 25
 _SLEEP_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the callers' process is to do. most: server connections at once; beyond it a caller is refused."""
+    """What the callers' process is to do. most: connections at once, all callers together; beyond it one is
+    refused."""
 
     dsn: str
     way: str
@@ -96,22 +95,30 @@ def run_real(
                 f"{server.title} is not on this machine: a real storm is for a server that is yours"
             )
         most = _most(server, scenario)
-        with _proxy(server, scenario) if "proxy" in ways else nullcontext(None) as proxy_dsn:
+        outcomes: dict[str, Outcome] = {}
+        walls: dict[str, float] = {}
+
+        def do(way: str, dsn: str) -> None:
+            began = time.perf_counter()
+            outcomes[way] = _storm(real, way, dsn, requests, most, server, tell)
+            walls[way] = time.perf_counter() - began
+
+        # The proxy first, and alone: while it runs it holds connections, which count as much as the callers'.
+        with _proxy(server, min(scenario.proxy_size, most)) if "proxy" in ways else nullcontext(None) as proxy_dsn:
             measured = measure(server, proxy_dsn)
             real = as_real(scenario, measured, most, cores())
             requests = real.requests()
-            outcomes, walls = [], []
-            for way in ways:
-                began = time.perf_counter()
-                dsn = proxy_dsn if way == "proxy" and proxy_dsn else server.dsn
-                outcomes.append(_storm(real, way, dsn, requests, most, server, tell))
-                walls.append(time.perf_counter() - began)
+            if proxy_dsn is not None:
+                do("proxy", proxy_dsn)
+        for way in ways:
+            if way != "proxy":
+                do(way, server.dsn)
         title = server.title
     simulated = [simulate(real, way, requests) for way in ways]
     return Done(
         title,
         measured,
-        Storm(real, tuple(outcomes), tuple(walls)),
+        Storm(real, tuple(outcomes[way] for way in ways), tuple(walls[way] for way in ways)),
         Storm(real, tuple(simulated), tuple(0.0 for _ in ways)),
     )
 
@@ -132,7 +139,7 @@ def as_real(scenario: Scenario, measured: Measured, most: int, cpus: int) -> Sce
         hop_ms=max(0.0, measured.hop_s * 1e3),
     )
     reserved = scenario.server.reserved
-    clients = replace(scenario.clients, proxy_size=scenario.proxy_size)
+    clients = replace(scenario.clients, proxy_size=min(scenario.proxy_size, most))
     return replace(scenario, server=Server(cpus, most + reserved, reserved), costs=costs, clients=clients)
 
 
@@ -150,6 +157,11 @@ def _must_be_bounded(scenario: Scenario) -> None:
         problems.append(
             f"real: server.max_connections = {scenario.server.max_connections}: at most {_MOST_CONNECTIONS}"
         )
+    wanted = scenario.clients.instances * scenario.clients.pool_size
+    if wanted > _MOST_CONNECTIONS:
+        problems.append(
+            f"real: clients.instances x clients.pool_size = {wanted:,}: at most {_MOST_CONNECTIONS} connections"
+        )
     if scenario.restart or scenario.deploy:
         problems.append("real: restarts and deployments are only simulated")
     if problems:
@@ -157,12 +169,12 @@ def _must_be_bounded(scenario: Scenario) -> None:
 
 
 def _most(server: Target, scenario: Scenario) -> int:
-    """How many connections the callers may have at once. A private server refuses by itself, which is the point;
-    of somebody's server the last ones are never taken."""
+    """How many connections a way may have at once: all of a private server, which then refuses, and that is the
+    point; of somebody's server the last ones are never taken, nor is the one that we look with."""
     if server.embedded:
         return server.max_connections - server.reserved
-    server.need(max(4, min(scenario.clients.pool_size, scenario.proxy_size)), "a real storm")
-    return min(server.free, scenario.usable)
+    server.need(_LEAST_CONNECTIONS + 1, "a real storm")
+    return min(server.free - 1, scenario.usable)
 
 
 # -- what things cost here --------------------------------------------------------------------------------------
@@ -226,7 +238,7 @@ def _storm(
         min_size=clients.min_size,
         timeout_s=clients.timeout_s,
         max_waiting=clients.max_waiting,
-        most=most,
+        most=_PROXY_CLIENTS if way == "proxy" else most,
         bound_s=scenario.load.seconds + clients.timeout_s + _GRACE_S,
     )
     process = subprocess.Popen(
@@ -297,60 +309,16 @@ def _outcome(way: str, number: int, figures: dict[str, Any], connections: Sequen
 
 
 @contextmanager
-def _proxy(server: Target, scenario: Scenario) -> Iterator[str]:
-    """A proxy daemon before the server, and its DSN. It ends with the block.
+def _proxy(server: Target, size: int) -> Iterator[str]:
+    """A proxy daemon before the server, and its DSN. It ends with the block, or with our process.
 
-    :raises TargetUnusable: it does not start
+    :raises CenoteError: it does not start
     """
-    import psycopg
     from psycopg.conninfo import make_conninfo
 
-    with tempfile.TemporaryDirectory(prefix="cenote-storm-") as folder:
-        known = _login(server)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        # In a file that only we can read, and not as arguments: it holds a password.
-        path = Path(folder, "cenote.toml")
-        path.touch(mode=0o600)
-        path.write_text(_proxy_config(known, port, scenario.proxy_size), encoding="utf-8")
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "cenote.cli",
-            "serve",
-            "--config",
-            str(path),
-            "--log-level",
-            "error",
-        ]
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C in the terminal is for us, and we end it
-        )
-        dsn = make_conninfo("", **{**known, "host": "127.0.0.1", "port": port, "sslmode": "disable"})
-        deadline = time.monotonic() + _PROXY_READY_S
-        try:
-            while True:
-                try:
-                    psycopg.connect(dsn, connect_timeout=CONNECT_TIMEOUT_S).close()
-                    break
-                except psycopg.Error as error:
-                    if process.poll() is not None or time.monotonic() > deadline:
-                        raise TargetUnusable(f"the proxy does not answer: {one_line(error)}") from None
-                    time.sleep(0.05)
-            yield dsn
-        finally:
-            process.terminate()
-            try:
-                process.communicate(timeout=10.0)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
+    known = _login(server)
+    with daemon(_proxy_config(known, size)) as (_, port):
+        yield make_conninfo("", **{**known, "host": "127.0.0.1", "port": port, "sslmode": "disable"})
 
 
 def _login(server: Target) -> dict[str, Any]:
@@ -371,10 +339,12 @@ def _login(server: Target) -> dict[str, Any]:
         raise TargetUnusable(f"cannot measure this server: {one_line(error)}") from None
 
 
-def _proxy_config(known: dict[str, Any], port: int, size: int) -> str:
+def _proxy_config(known: dict[str, Any], size: int) -> str:
     """JSON's texts are TOML's too."""
     database, user = json.dumps(known["dbname"]), json.dumps(known["user"])
-    lines = ["[listen]", f"port = {port}", "[pool]", f"max_size = {size}", f"min_size = {min(2, size)}"]
+    lines = ['log_level = "error"', "[listen]", 'host = "127.0.0.1"', "port = 0"]
+    lines += ["[server]", f"max_connections = {size}"]
+    lines += ["[pool]", f"max_size = {size}", f"min_size = {min(2, size)}"]
     lines += [f"[databases.{database}]", f"host = {json.dumps(known['host'])}", f"port = {known['port']}"]
     lines += [f"[users.{user}]"]
     if known["password"]:
