@@ -68,6 +68,13 @@ def test_contention_and_coherency_slow_everybody_down_by_the_law() -> None:
     assert first == pytest.approx(1 + 0.1 * 3 + 0.01 * 4 * 3)
 
 
+def test_beyond_what_a_law_was_measured_with_they_get_done_together_what_those_got_done() -> None:
+    station = Station(2, 0.1, 0.01, law_to=4)
+    law = 1 + 0.1 * 3 + 0.01 * 4 * 3
+    assert station.speed(4) == pytest.approx(1 / law)
+    assert station.speed(8) == pytest.approx(1 / law / 2)
+
+
 def test_a_stopped_server_gives_up_its_jobs() -> None:
     station = Station(1, 0.0, 0.0)
     station.add(0.0, 1.0, "a")
@@ -275,15 +282,38 @@ def test_costs_come_from_what_size_measured(tmp_path: Path) -> None:
     path.write_text(json.dumps({"fit": fit, "levels": [{"connections": 16}], "statements": None}))
     costs = with_costs(CALM, path).costs
     assert (costs.query_ms, costs.wait_ms, costs.contention, costs.coherency) == (2.0, 0.0, 0.2, 0.001)
+    assert (costs.law_to, costs.spread) == (16, CALM.costs.spread)
     statements = [{"calls": 3, "mean_s": 0.001}, {"calls": 1, "mean_s": 0.005}]
     path.write_text(json.dumps({"fit": fit, "levels": [{"connections": 16}], "statements": statements}))
-    assert with_costs(CALM, path).costs.query_ms == pytest.approx(2.0)
+    measured = with_costs(CALM, path)
+    assert (measured.costs.query_ms, measured.server) == (2.0, CALM.server)
+    assert measured.costs.spread == pytest.approx(math.sqrt((7 - 4) / 4 + 7 / 4))  # mean of squares 7
     path.write_text(json.dumps({"storm_costs": {"connect_ms": 9.5}}))
     assert with_costs(CALM, path).costs.connect_ms == 9.5
     for text in ("{}", "[]", "nonsense"):
         path.write_text(text)
         with pytest.raises(ConfigError):
             with_costs(CALM, path)
+
+
+def test_a_storm_with_measured_costs_does_what_was_measured_and_no_more(tmp_path: Path) -> None:
+    """The law is known up to 8 connections; there are 8 in all, and then 40."""
+    path = tmp_path / "size.json"
+    statements = [{"calls": 9, "mean_s": 0.00001}]
+    fit = {"rate": 1000.0, "contention": 0.1, "coherency": 0.001, "ceiling": None}
+    figures = {"fit": fit, "levels": [{"connections": 1}, {"connections": 8}], "statements": statements}
+    path.write_text(json.dumps(figures | {"server": {"cores": 2}}))
+    crowd = replace(CALM, clients=replace(CALM.clients, instances=4, pool_size=10), load=Load(1.0, 8000.0))
+    few = replace(crowd, clients=replace(crowd.clients, pool_size=2))
+    highest = 8000 / (1 + 0.1 * 7 + 0.001 * 8 * 7)
+    for asked in (crowd, few):
+        scenario = with_costs(asked, path)
+        outcome = simulate(scenario, "local")
+        assert outcome.rate == pytest.approx(highest, rel=0.1)
+        assert (scenario.server.cores, outcome.cpu_s) == (2, None)
+    fit["ceiling"] = 2000.0
+    path.write_text(json.dumps(figures))
+    assert simulate(with_costs(crowd, path), "local").rate == pytest.approx(2000, rel=0.15)
 
 
 # -- words and pictures -----------------------------------------------------------------------------------------

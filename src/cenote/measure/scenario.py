@@ -54,6 +54,12 @@ class Costs:
         0.0, "share of the work done one at a time (of the scalability law)", low=0, high=1
     )
     coherency: float = _option(0.000002, "price of each pair of active connections (of the same)", low=0, high=1)
+    law_to: int = _option(
+        0,
+        "active connections up to which that law was measured, CPUs and all; 0: it is none of a measured server",
+        low=0,
+        high=100_000,
+    )
     proxy_ms: float = _option(0.03, "the proxy's CPU for a request", unit="ms", low=0, high=1000)
     hop_ms: float = _option(0.2, "the way through the proxy and back", unit="ms", low=0, high=1000)
 

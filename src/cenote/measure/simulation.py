@@ -64,7 +64,7 @@ class Simulation:
         self._close_s = costs.close_ms / 1e3
         self._timeout_s = scenario.clients.timeout_s
 
-        self._station = Station(scenario.server.cores, costs.contention, costs.coherency)
+        self._station = Station(scenario.server.cores, costs.contention, costs.coherency, costs.law_to)
         self._usable = scenario.usable
         self._connections = 0
         self._up = True
@@ -139,7 +139,8 @@ class Simulation:
             opened=self._opened,
             peak=self._peak,
             rejected=self._rejected,
-            cpu_s=self._station.busy_s,
+            # What of a measured law is CPU, and what is locks, nobody has measured.
+            cpu_s=None if self._scenario.costs.law_to else self._station.busy_s,
             seconds=self._last,
             samples=tuple(self._samples),
             events=self._events,

@@ -1,6 +1,6 @@
 """What a server's statements cost and how often they come, from pg_stat_statements, where it is installed.
 
-It reads the view and changes nothing. `cenote size` shows it, and `cenote storm` takes it as the service time.
+It reads the view and changes nothing. `cenote size` shows it; `cenote storm` takes from it how unlike queries are.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,10 @@
 """The model of a database server: CPUs that its active connections share, a bound, the price of a connection.
 
 Active statements share the CPUs equally (processor sharing); each runs at full speed while there are no more of
-them than CPUs, and all of them slow down by the scalability law, as `measure/curve.py` fits it. A job's end
-is kept in work done for each since the beginning, so that one step costs O(log n) however many share.
+them than CPUs, and all of them slow down by the scalability law, as `measure/curve.py` fits it. A law that was
+measured knows the CPUs' bound already, and nothing of more connections than it was measured with: beyond, they
+get done together what those got done. A job's end is kept in work done for each since the beginning, so that one
+step costs O(log n) however many share.
 """
 
 from heapq import heappop, heappush
@@ -14,13 +16,15 @@ NEVER = float("inf")
 class Station:
     """The CPUs. `soonest` is when the next job ends if nothing is added before; `busy` the CPU time used."""
 
-    def __init__(self, cores: int, contention: float, coherency: float) -> None:
+    def __init__(self, cores: int, contention: float, coherency: float, law_to: int = 0) -> None:
         self.soonest = NEVER
         self.busy_s = 0.0
         self.jobs: list[tuple[float, int, Any]] = []
         self._cores = cores
         self._contention = contention
         self._coherency = coherency
+        self._bound = law_to or cores  # jobs that can get on at once
+        self._law_to = law_to or NEVER
         self._speeds: list[float] = [1.0]
         self._done = 0.0  # work done for each job since the beginning
         self._at = 0.0
@@ -54,8 +58,9 @@ class Station:
         """How fast each of so many runs; 1 is alone."""
         while len(self._speeds) <= jobs:
             n = len(self._speeds)
-            law = 1 + self._contention * (n - 1) + self._coherency * n * (n - 1)
-            self._speeds.append(min(1.0, self._cores / n) / law)
+            m = min(n, self._law_to)
+            law = 1 + self._contention * (m - 1) + self._coherency * m * (m - 1)
+            self._speeds.append(min(1.0, self._bound / n) / law)
         return self._speeds[jobs]
 
     def _advance(self, now: float) -> None:

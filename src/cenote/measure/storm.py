@@ -5,6 +5,7 @@ to a real server. It returns figures and prints nothing.
 """
 
 import json
+import math
 import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +15,10 @@ from typing import Any
 
 from cenote.errors import ConfigError
 from cenote.measure.outcome import WAYS, Outcome
-from cenote.measure.scenario import Costs, Scenario, Server, parse
+from cenote.measure.scenario import Scenario, parse
 from cenote.measure.simulation import simulate
+
+_MOST_SPREAD = 5.0  # that a scenario may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,34 +112,50 @@ def _toml(given: Mapping[str, Any]) -> str:
 def with_costs(scenario: Scenario, path: Path) -> Scenario:
     """The scenario with measured costs: the JSON of `cenote size`, or of `cenote cost` (its "storm_costs").
 
-    Of `cenote size` the law is taken, which knows the CPUs' bound already, and what its queries took alone; or
-    what pg_stat_statements says they take on average, where the server had it.
+    Of `cenote size` the law is taken, in whose unit, the time a transaction took alone, a query's time has to be:
+    what pg_stat_statements says is execution alone and of other queries too, so of it only how unlike they are.
 
     :raises ConfigError: it cannot be read, or is neither
     """
+    from cenote.measure.curve import Law  # which needs scipy
+
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if "storm_costs" in found:
-            costs = {name: float(value) for name, value in found["storm_costs"].items()}
-            return changed(scenario, [f"costs.{name}={value}" for name, value in costs.items()])
+            given = {name: float(value) for name, value in found["storm_costs"].items()}
+            return changed(scenario, [f"costs.{name}={value}" for name, value in given.items()])
         fit = found["fit"]
-        query_s = 1 / float(fit["rate"])
-        if found.get("statements"):
-            calls = sum(each["calls"] for each in found["statements"])
-            query_s = sum(each["calls"] * each["mean_s"] for each in found["statements"]) / calls
-        law = Costs(
-            **{name: getattr(scenario.costs, name) for name in Costs.__dataclass_fields__}
-            | {"query_ms": query_s * 1e3, "wait_ms": 0.0}
-            | {name: float(fit[name]) for name in ("contention", "coherency")}
-        )
+        law = Law(*(float(fit[name]) for name in ("rate", "contention", "coherency")))
         most = max(level["connections"] for level in found["levels"])
-        server = Server(most, scenario.server.max_connections, scenario.server.reserved)
-        return replace(scenario, costs=law, server=server)
+        if fit.get("ceiling"):  # where the curve bends, the law ends
+            most = min(range(1, most + 1), key=lambda n: abs(law.at(n) - fit["ceiling"]))
+        costs = replace(
+            scenario.costs,
+            query_ms=1e3 / law.rate,
+            wait_ms=0.0,
+            spread=_spread(scenario.costs.spread, found.get("statements") or []),
+            contention=law.contention,
+            coherency=law.coherency,
+            law_to=most,
+        )
+        cores = found.get("server", {}).get("cores") or scenario.server.cores
+        return replace(scenario, costs=costs, server=replace(scenario.server, cores=cores))
     except OSError as error:
         raise ConfigError([f"costs = {str(path)!r}: {error.strerror}"]) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(
             [f"costs = {str(path)!r}: this is not what cenote size --json or cenote cost --json writes"]
         ) from None
+
+
+def _spread(each: float, statements: Sequence[Mapping[str, Any]]) -> float:
+    """The spread of all queries, where each kind has a mean of its own and spreads about it by `each`: the law of
+    total variance."""
+    if not statements:
+        return each
+    calls = sum(kind["calls"] for kind in statements)
+    mean_s = sum(kind["calls"] * kind["mean_s"] for kind in statements) / calls
+    squares = sum(kind["calls"] * kind["mean_s"] ** 2 for kind in statements) / calls / mean_s**2
+    return min(_MOST_SPREAD, math.sqrt(squares - 1 + squares * each**2))

@@ -135,6 +135,7 @@ def as_real(scenario: Scenario, measured: Measured, most: int, cpus: int) -> Sce
         fork_ms=fork_s * 1e3,
         connect_wait_ms=0.0,
         contention=0.0,
+        law_to=0,
         proxy_ms=min(scenario.costs.proxy_ms, measured.hop_s * 1e3),
         hop_ms=max(0.0, measured.hop_s * 1e3),
     )
