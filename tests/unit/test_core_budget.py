@@ -23,6 +23,8 @@ class Server:
         self.leases: dict[Machine, list[Slot]] = {}
         self.most = 0
         self.asked = False
+        self.slow = False  # dials end when `let_in` says so
+        self.dials: list[tuple[Machine, Slot]] = []
 
     def pool(self, max_size: int = 10, *, min_size: int = 0, floor: int = 1, caps: Any = ()) -> Machine:
         m = Machine(min_size, max_size, 10_000, 300.0, 1800.0, 0.0, "off", random.Random(3).random)
@@ -52,7 +54,10 @@ class Server:
                 effects, m.effects = m.effects, []
                 for what, whom in effects:
                     if what == OPEN and m.dial_needed(whom, self.now):
-                        m.dialed(whom, self.now)
+                        if self.slow:
+                            self.dials.append((m, whom))
+                        else:
+                            m.dialed(whom, self.now)
                     elif what == GRANT:
                         self.leases[m].append(m.accept(whom))
                     elif what == CLOSE:
@@ -66,6 +71,13 @@ class Server:
                 self.budget.serve(self.now)
             self.most = max(self.most, self.budget.used)
         self.budget.check()
+
+    def let_in(self) -> None:
+        """All dials under way end."""
+        dials, self.dials = self.dials, []
+        for m, slot in dials:
+            m.dialed(slot, self.now)
+        self.settle()
 
     def tick(self, seconds: float = 1.0) -> None:
         self.now += seconds
@@ -332,6 +344,35 @@ def test_the_gate_is_the_servers_not_each_pools() -> None:
     served = budget.serve(1000.5)
     assert not [what for one in served for what, _ in one.effects if what == OPEN], "dialed a server that is down"
     budget.check()
+
+
+def test_pools_that_wait_at_the_gate_get_their_share_one_after_the_other_and_nobody_more() -> None:
+    server = Server(12)
+    pools = [server.pool() for _ in range(6)]
+    server.slow = True
+    for m in pools:
+        server.ask(m, 50)
+    while server.dials:
+        assert len(server.dials) <= DIAL_GATE
+        server.let_in()
+        for m in pools:
+            server.release(m, len(server.leases[m]))
+    assert server.sizes() == [2] * 6
+    assert server.budget.taken == DIAL_GATE - 2  # what the first got while nobody else asked
+
+
+def test_while_there_is_room_for_all_that_the_gate_lets_in_nothing_is_taken() -> None:
+    server = Server(12)
+    pools = [server.pool(1) for _ in range(40)]
+    server.ask(pools[0])
+    server.release(pools[0])
+    server.slow = True
+    for m in pools[1:]:
+        server.ask(m)
+    assert (server.budget.used, server.budget.taken) == (1 + DIAL_GATE, 0)
+    while server.dials:
+        server.let_in()
+    assert (server.budget.used, server.sizes()[0]) == (12, 0)
 
 
 def test_a_user_who_is_refused_does_not_hold_up_the_others() -> None:

@@ -111,6 +111,7 @@ class Budget:
         self.hungry: dict[Machine, Share] = {}
         self.cold: dict[Machine, None] = {}
         self._feeding: Machine | None = None
+        self._portion = 0
         self.taken = 0
         self.idled = 0
 
@@ -131,9 +132,9 @@ class Budget:
 
     def room(self, machine: Machine) -> int:
         """How many connections more this pool may open now. O(caps)"""
-        if self.hungry and machine is not self._feeding:
-            return 0  # it has to stand in line
-        return self._free(machine)
+        if machine is self._feeding:
+            return self._portion
+        return 0 if self.hungry else self._free(machine)  # else it has to stand in line
 
     def _free(self, machine: Machine) -> int:
         room = self.limit - self.used
@@ -210,14 +211,16 @@ class Budget:
             self._feed(share, now, touched)
         # What is on its way out, or to be given up, will be room; and it is nobody's in particular.
         promised: dict[Cap | None, int] = {}
+        soon: dict[Cap | None, int] = {}
         for share in entitled:
             if share.machine in self.hungry:
-                self._take(share, promised, now, touched)
+                self._take(share, promised, soon, now, touched)
         # A thousand hungry pools that each look through a thousand others take half a second: only if it can help.
         rested = [slot.since <= now - GRACE_S for m in self.shares if (slot := m.shelf.oldest()) is not None]
         for share in others if any(rested) else ():
-            if share.machine in self.hungry:
-                self._take_idle(share, self._rivals(share), 1, now - GRACE_S, touched)
+            if share.machine in self.hungry and self._soon(share, soon) < self.gate.width():
+                got = self._take_idle(share, self._rivals(share), 1, now - GRACE_S, touched)
+                soon[self._full(share)] += got
         return list(touched)
 
     def divide(self, now: float) -> None:
@@ -277,14 +280,16 @@ class Budget:
         share.hungry_since = NEVER
 
     def _feed(self, share: Share, now: float, touched: dict[Machine, None]) -> None:
-        """Let it dial, as far as there is room."""
+        """Let it dial, as far as there is room. One that has less than its share gets no more than that: the gate
+        is narrow, and those behind it in line would have to take back what it got beyond."""
         m = share.machine
         room = self._free(m)
         if room <= 0 or self.gate.pending >= self.gate.width():
             return
         self._fed(share)
         self._feeding = m
-        m.allow(now, max(m.limit, m.size + room))
+        self._portion = min(room, share.fair - share.alive()) if share.alive() < share.fair else room
+        m.allow(now, max(m.limit, m.size + self._portion))
         self._feeding = None
         touched[m] = None
 
@@ -299,23 +304,42 @@ class Budget:
                 break
 
     def _take(
-        self, share: Share, promised: dict[Cap | None, int], now: float, touched: dict[Machine, None]
+        self,
+        share: Share,
+        promised: dict[Cap | None, int],
+        soon: dict[Cap | None, int],
+        now: float,
+        touched: dict[Machine, None],
     ) -> None:
-        """For a pool that has less than its share: so many as it needs and will not have anyway."""
+        """For a pool that has less than its share: so many as it needs and will not have anyway.
+
+        Idle ones are closed only as fast as the gate lets others in: room that nobody can dial into yet is of no
+        use, and an idle connection is."""
         m = share.machine
         full = self._full(share)
-        rivals = self._rivals(share)
+        idle = self.gate.width() - self._soon(share, soon)
         if full not in promised:
-            promised[full] = sum(rival.machine.closing.size + rival.owes() for rival in [share, *rivals])
-            promised[full] += max(0, self._free(m))
+            promised[full] = soon[full] + sum(member.owes() for member in [share, *self._rivals(share)])
         wanted = min(m.waiting.size - m.connecting.size, share.fair - share.alive())
         used = min(wanted, promised[full])
         promised[full] -= used
         wanted -= used
-        if wanted <= 0:
+        idle = min(wanted, idle)
+        if idle <= 0:
             return
-        wanted -= self._take_idle(share, rivals, wanted, now, touched)
-        self._take_richest(rivals, wanted, touched)
+        rivals = self._rivals(share)
+        got = self._take_idle(share, rivals, idle, now, touched)
+        soon[full] += got
+        if got < idle:
+            self._take_richest(rivals, wanted - got, touched)
+
+    def _soon(self, share: Share, soon: dict[Cap | None, int]) -> int:
+        """How much room there is for it already, or will be without anybody's doing. `soon` is kept for a look."""
+        full = self._full(share)
+        if full not in soon:
+            closing = sum(member.machine.closing.size for member in [share, *self._rivals(share)])
+            soon[full] = max(0, self._free(share.machine)) + closing
+        return soon[full]
 
     def _take_richest(self, rivals: list[Share], wanted: int, touched: dict[Machine, None]) -> None:
         """Have those who have most above their share give up the next connections that come back."""
