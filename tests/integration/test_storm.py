@@ -20,14 +20,13 @@ from cenote.cli.app import app
 from cenote.embedded import Postgres
 from cenote.measure.scenario import Scenario, included
 from cenote.measure.storm import Moment
+from cenote.measure.storm_findings import disagreements
 from cenote.measure.storm_real import Done, run_real
 
 pytestmark = pytest.mark.pg
 COMMAND = [sys.executable, "-m", "cenote.cli", "storm"]
 ATTEMPTS = 3
-RATE_ERROR = 0.10
-P99_RATIO = 2.0
-"""docs/storm.md states these. A machine that does other work spoils a run, so one of a few has to agree."""
+"""A machine that does other work spoils a run, so one of a few has to agree."""
 
 SESSIONS = (
     "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
@@ -58,24 +57,10 @@ def eventually(condition: Callable[[], Any], within_s: float = 20.0) -> Any:
     return value
 
 
-def disagreements(done: Done) -> list[str]:
-    """What the simulation says otherwise than the run, beyond the stated error."""
-    found = []
-    for real, simulated in zip(done.storm.outcomes, done.simulated.outcomes, strict=True):
-        if abs(simulated.rate / real.rate - 1) > RATE_ERROR:
-            found.append(f"{real.way}: {simulated.rate:.1f} answers a second simulated, {real.rate:.1f} real")
-        ours, theirs = simulated.percentile_s(0.99), real.percentile_s(0.99)
-        assert ours is not None
-        assert theirs is not None
-        if not 1 / P99_RATIO <= ours / theirs <= P99_RATIO:
-            found.append(f"{real.way}: p99 {ours:.3f} s simulated, {theirs:.3f} s real")
-    return found
-
-
 def agree(scenario: Scenario, ways: Sequence[str]) -> Done:
     for _ in range(ATTEMPTS):
         done = run_real(scenario, ways, None)
-        if not (found := disagreements(done)):
+        if not (found := list(disagreements(done.storm, done.simulated))):
             return done
     raise AssertionError(found)
 

@@ -17,7 +17,7 @@ from cenote.measure.scenario import Clients, Costs, Deploy, Load, Restart, Scena
 from cenote.measure.simulation import Simulation, simulate
 from cenote.measure.station import NEVER, Station
 from cenote.measure.storm import as_tables, as_toml, changed, run, with_costs
-from cenote.measure.storm_findings import HEADINGS, as_dict, explained, rows
+from cenote.measure.storm_findings import HEADINGS, as_dict, disagreements, explained, rows
 from cenote.measure.storm_picture import SIZE, drawing
 
 CALM = Scenario(
@@ -329,6 +329,29 @@ def test_the_words_and_the_json_carry_the_figures() -> None:
     figures = as_dict(storm)
     assert json.loads(json.dumps(figures))["ways"]["proxy"]["answered"] == 2000
     assert figures["scenario"] == as_tables(storm.scenario)
+
+
+def test_the_words_name_what_the_callers_waited_for() -> None:
+    load = Load(seconds=2.0, rate=1000.0)
+    slow = replace(CALM, costs=replace(CALM.costs, fork_ms=2.0), clients=replace(CALM.clients, timeout_s=0.5))
+    words = " ".join(explained(run(replace(slow, load=load), ("none",))))
+    assert "starts no more than 500 a second" in words
+    assert "waited longer than the 500 ms after which a pool refuses" in words
+    many = replace(CALM, clients=Clients(instances=60, pool_size=1, min_size=0), load=load)
+    words = " ".join(explained(run(many, ("budget",))))
+    assert "60 pools share 32 connections" in words
+    assert "no more than 4 are opened at once" in words
+
+
+def test_a_simulation_that_is_further_off_than_stated_says_so() -> None:
+    storm = run(CALM, ("none", "local"))
+    assert list(disagreements(storm, storm)) == []
+    direct, local = storm.outcomes
+    real = replace(storm, outcomes=(replace(direct, latency_s=direct.latency_s[::2] * 3), local))
+    (sentence,) = disagreements(real, storm)
+    assert sentence.startswith("No pool: beyond the stated error: ")
+    assert "answers a second real" in sentence
+    assert "p99" in sentence
 
 
 def test_a_way_in_which_nobody_is_answered_is_shown_too(tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ def storm(
         cenote storm restart --set clients.instances=200 --set restart.down_s=10
 
         cenote size postgresql://... --json > size.json; cenote cost postgresql://... --json > cost.json
+
         cenote storm cliff --costs size.json --costs cost.json
 
     With --real the same requests go to a real server on this machine, for at most half a minute each way, and
@@ -172,14 +173,17 @@ class _Show:
 
 
 def _figures(results: dict[str, Any], real: bool) -> dict[str, Any]:
-    from cenote.measure.storm_findings import as_dict
+    from cenote.measure.storm_findings import as_dict, disagreements
 
     figures = [as_dict(each) for each in results.values()]
-    return {"real": figures[0], "simulated": figures[1]} if real else figures[0]
+    if not real:
+        return figures[0]
+    beyond = list(disagreements(*results.values()))
+    return {"real": figures[0], "simulated": figures[1], "beyond_stated_error": beyond}
 
 
 def _print(results: dict[str, Any]) -> None:
-    from cenote.measure.storm_findings import HEADINGS, explained, rows
+    from cenote.measure.storm_findings import HEADINGS, disagreements, explained, rows
 
     console = paper()
     first = next(iter(results.values())).scenario
@@ -203,6 +207,9 @@ def _print(results: dict[str, Any]) -> None:
         console.print(table)
         for sentence in explained(each):
             console.print(f"- {sentence}", markup=False)
+    if len(results) == 2:
+        for sentence in disagreements(*results.values()):
+            console.print(f"- {sentence}", markup=False)
     if len(results) == 1:
         simulated = sum(each.requests for each in first_of(results).outcomes)
         took = sum(first_of(results).wall_s)
@@ -217,7 +224,7 @@ def _write(results: dict[str, Any], plot: Path | None, report: Path | None, quie
     if plot is None and report is None:
         return
     from cenote.measure import ink, page
-    from cenote.measure.storm_findings import HEADINGS, explained, rows
+    from cenote.measure.storm_findings import HEADINGS, disagreements, explained, rows
     from cenote.measure.storm_picture import SIZE, drawing
 
     kind, first = next(iter(results.items()))
@@ -232,6 +239,8 @@ def _write(results: dict[str, Any], plot: Path | None, report: Path | None, quie
                 parts.append(page.Grid(HEADINGS, rows(each), heading=name[0].upper() + name[1:]))
                 parts.append(page.Words(list(explained(each))))
                 parts.append(page.Picture(light, dark, each.scenario.title))
+            if len(results) == 2:
+                parts.append(page.Words(list(disagreements(*results.values()))))
             page.write(report, first.scenario.title, kind, parts)
     except OSError as error:
         raise ConfigError([f"{error.filename}: {error.strerror}"]) from None

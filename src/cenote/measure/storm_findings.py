@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from cenote.core.growth import DIAL_GATE
 from cenote.measure.findings import duration, percent
 from cenote.measure.outcome import Outcome
 from cenote.measure.storm import Storm, as_tables
@@ -13,6 +14,11 @@ NAMES = {
     "budget": "local, budget",
     "proxy": "proxy",
 }
+RATE_ERROR = 0.10
+P99_RATIO = 2.0
+"""The stated error of the simulation (docs/storm.md): of the answers a second, and of p99."""
+
+_BOUND = 0.9  # so busy, something is what the others wait for
 HEADINGS = (
     "way",
     "answered",
@@ -118,7 +124,19 @@ def _why(storm: Storm, each: Outcome) -> Iterator[str]:
     if each.way == "none" and each.opened:
         dial_s = each.opened * (scenario.costs.connect_ms + scenario.costs.fork_ms) / 1e3
         yield f"{each.opened:,} connections were opened, which took {duration(dial_s)} of CPU"
-    if each.cpu_s is not None and busy_share(storm, each) > 0.95:
+        forks_s = (each.opened + each.rejected) * scenario.costs.fork_ms / 1e3
+        if each.events and forks_s > _BOUND * each.seconds:
+            yield (
+                f"the one process that starts the server's sessions was the bound, at {duration(forks_s)} of "
+                f"{duration(each.seconds)}: it starts no more than {1e3 / scenario.costs.fork_ms:,.0f} a second"
+            )
+        patient = int((each.latency_s > scenario.clients.timeout_s).sum())
+        if patient:
+            yield (
+                f"{patient:,} waited longer than the {duration(scenario.clients.timeout_s)} after which a pool "
+                "refuses: without a pool nobody gives up"
+            )
+    if each.cpu_s is not None and busy_share(storm, each) > _BOUND:
         yield "the server's CPUs were the bound"
     if each.way == "local":
         wanted = scenario.clients.instances * scenario.clients.pool_size
@@ -130,5 +148,22 @@ def _why(storm: Storm, each: Outcome) -> Iterator[str]:
     if each.way == "budget" and scenario.clients.instances > scenario.budget:
         yield (
             f"{scenario.clients.instances:,} pools share {scenario.budget} connections, fewer than one each: a "
-            "connection that changes hands is closed and opened anew"
+            f"connection that changes hands is closed and opened anew ({each.opened:,} were opened), and no more "
+            f"than {DIAL_GATE} are opened at once, so most callers wait for their turn at that"
         )
+
+
+def disagreements(real: Storm, simulated: Storm) -> Iterator[str]:
+    """Where the simulation is further from the real run than its stated error."""
+    for ours, theirs in zip(simulated.outcomes, real.outcomes, strict=True):
+        found = []
+        if abs(ours.rate - theirs.rate) > RATE_ERROR * theirs.rate:
+            found.append(f"{theirs.rate:.1f} answers a second real, {ours.rate:.1f} simulated")
+        simulated_s, real_s = ours.percentile_s(0.99), theirs.percentile_s(0.99)
+        if simulated_s and real_s and not 1 / P99_RATIO <= simulated_s / real_s <= P99_RATIO:
+            found.append(f"p99 {duration(real_s)} real, {duration(simulated_s)} simulated")
+        if found:
+            words = f"{NAMES[ours.way].capitalize()}: beyond the stated error: {'; '.join(found)}"
+            if ours.way == "none":
+                words += "; it holds for few connections a second only, as callers and server share these CPUs"
+            yield words + "."
