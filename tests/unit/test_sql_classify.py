@@ -194,6 +194,10 @@ def test_a_body_that_is_none_hides_nothing() -> None:
     ("text", "touches"),
     [
         ("update t set work_mem = 1, role = 2", 0),
+        ("update pg_settings set setting = '5MB' where name = 'work_mem'", SETTINGS),
+        ('explain analyze update only pg_catalog."pg_settings" as s set setting = 1', SETTINGS),
+        ("update pg_settings_of_ours set setting = 1", 0),
+        ("select * from pg_settings for update", 0),
         ("insert into t values (1) on conflict (a) do update set a = 2", 0),
         ("merge into t using u on t.a = u.a when matched then update set a = 1", 0),
         ("insert into pg_temp.x values (1)", 0),
@@ -223,6 +227,27 @@ def test_a_body_that_is_none_hides_nothing() -> None:
 )
 def test_phrases_that_look_alike_are_told_apart(text: str, touches: int) -> None:
     assert touch.words(classify(text).touches) == touch.words(touches)
+
+
+@pytest.mark.parametrize(
+    ("text", "defines"),
+    [
+        ("create or replace function f() returns int language sql as 'select 1'", True),
+        ("begin; alter table t alter a set default f(); commit", True),
+        ("alter role r set app.tenant = 'x'", True),
+        ("create table t (a int default f())", True),
+        ("create temp table t (a int)", False),
+        ("create unique index on t (a)", False),
+        ("drop function f; insert into t values (1)", False),
+    ],
+)
+def test_what_others_may_run_from_then_on_is_a_definition(text: str, defines: bool) -> None:
+    assert classify(text).defines is defines
+
+
+def test_names_are_folded_as_the_server_does_it() -> None:
+    """The ASCII letters only: a byte of a longer character is none, whatever it looks like in Latin-1."""
+    assert classify("set App.Caf\xc3\xa9 = 1").settings == ("app.caf\xc3\xa9",)
 
 
 WORDS = (

@@ -21,7 +21,9 @@ _PLAIN_TEXTS, _MAX_PLAIN_TEXT = 1_024, 256
 _SPACE = r"[ \t\r\n]"
 _ANY = r"(?:[A-Za-z0-9_ \t\r\n.,=<>*+:%|\[\]]++|'[^'\\\x00]*+'|-(?!-))*+"
 # Only the verbs ignore case: for the whole pattern it would double the time.
-_PLAIN = re.compile(rf"(?:((?i:select))|((?i:update))|((?i:delete))){_SPACE}{_ANY};?{_SPACE}*", re.ASCII)
+# `pg_settings` sets what it is updated to.
+_UPDATE = rf"(?i:update(?!{_SPACE}+(?:pg_|only)))"
+_PLAIN = re.compile(rf"(?:((?i:select))|({_UPDATE})|((?i:delete))){_SPACE}{_ANY};?{_SPACE}*", re.ASCII)
 _PLAIN_INSERT = re.compile(
     rf"insert{_SPACE}++into{_SPACE}++[a-z0-9_.]++{_SPACE}*+(?:\([a-z0-9_, \t\r\n]*+\){_SPACE}*+)?"
     rf"values{_SPACE}*+\({_ANY}\)(?:{_SPACE}*+,{_SPACE}*+\({_ANY}\))*+{_SPACE}*+;?{_SPACE}*",

@@ -46,6 +46,8 @@ def plain(data: bytes, start: int, end: int) -> bool:
         i += 1
     allowed = _ALLOWED
     i = start + 6
+    if first == 0x75 and _of_the_server(p, i, n):
+        return False
     while i < n:
         c = p[i]
         if not allowed[c]:
@@ -77,6 +79,16 @@ def _transaction(text: bytes) -> bool:
 
 def _into(p: bytes, i: int, n: int) -> bool:
     return i + 4 <= n and p[i + 1] | 0x20 == 0x6E and p[i + 2] | 0x20 == 0x74 and p[i + 3] | 0x20 == 0x6F
+
+
+def _of_the_server(p: bytes, i: int, n: int) -> bool:
+    """What is updated may be a view of PostgreSQL's own: `pg_settings` sets what it is updated to."""
+    while i < n and p[i] <= 0x20:
+        i += 1
+    if i + 3 >= n:
+        return False
+    a, b, c = p[i] | 0x20, p[i + 1] | 0x20, p[i + 2]
+    return (a == 0x70 and b == 0x67 and c == 0x5F) or (a == 0x6F and b == 0x6E and c | 0x20 == 0x6C)  # pg_, onl
 
 
 def _blank(p: bytes, i: int, n: int) -> bool:

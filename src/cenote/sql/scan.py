@@ -16,7 +16,9 @@ from cenote.sql.verbs import HEAD, Statement, decide, is_transaction_control
 from cenote.sql.verdict import Findings, Verdict
 
 _DML = frozenset(("insert", "update", "delete", "merge"))
-_PHRASES = _DML | {"temp", "temporary", "as", "execute", "drop", "of"}
+# The view that sets what it is updated to.
+_SETTINGS_VIEW = frozenset(("pg_settings", '"pg_settings'))
+_PHRASES = _DML | _SETTINGS_VIEW | {"temp", "temporary", "as", "execute", "drop", "of"}
 # What a statement in a routine's SQL body may start with.
 _BODY_VERBS = frozenset(("select", "insert", "update", "delete", "merge", "values", "with", "return", "end"))
 # Longer strings are not looked into for the name of the temporary schema: no search path is that long.
@@ -93,6 +95,7 @@ class _Reading:
             reads=total.reads,
             opens_transaction=self.opens_transaction,
             statements=self.statements,
+            defines=total.defines,
         )
 
     def _read(self) -> None:
@@ -235,6 +238,9 @@ def _phrase(statement: Statement, depth: int, word: str, previous: str, before_p
     if word in _DML:
         if previous not in ("for", "key", "."):
             statement.found.hidden = True
+    elif word in _SETTINGS_VIEW:
+        if previous in ("update", "only") or (previous == "." and "update" in statement.head):
+            statement.found.every_setting()
     elif word in ("temp", "temporary"):
         # INSERT INTO temp is a table of that name.
         direct = previous == "into" and before_previous not in ("insert", "merge")

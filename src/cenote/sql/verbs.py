@@ -8,6 +8,7 @@ run when it runs.
 
 from collections.abc import Callable
 
+from cenote.sql.literals import fold
 from cenote.sql.touch import (
     CURSOR,
     DISCARDED,
@@ -148,10 +149,10 @@ def _setting_name(statement: Statement, i: int) -> str | None:
     while i < len(statement.head):
         word = statement.head[i]
         if word in ("=", "to", "from"):
-            return "".join(parts).lower()
+            return fold("".join(parts))
         parts.append(word[1:] if word[0] == '"' else word)
         i += 1
-    return "".join(parts).lower() if i < HEAD else None
+    return fold("".join(parts)) if i < HEAD else None
 
 
 def _characteristics(statement: Statement) -> list[str]:
@@ -208,6 +209,8 @@ def _create(statement: Statement) -> bool:
             kind = word
             break
         temporary = temporary or word in ("temp", "temporary")
+    # What only this session sees, and an index, is no news to others; those who make many make these.
+    found.defines = found.defines or not (temporary or kind in ("index", "unique"))
     # What the end of the transaction drops is not left in the session.
     if temporary and not (kind == "table" and statement.drops_on_commit):
         found.touches |= TEMP
@@ -220,6 +223,7 @@ def _create(statement: Statement) -> bool:
 
 def _alter(statement: Statement) -> bool:
     statement.found.hidden = True
+    statement.found.defines = True
     if statement.word(1) == "extension":
         statement.found.touches |= UNKNOWN
     return True

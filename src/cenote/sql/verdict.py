@@ -1,6 +1,7 @@
 """What the classifier says about a text, and the notebook it is gathered in. Data only, no decisions."""
 
 from cenote.sql import touch
+from cenote.sql.literals import fold
 
 
 class Verdict:
@@ -16,11 +17,13 @@ class Verdict:
     - `hidden`: runs code that the text does not show: triggers, rules, defaults, event triggers, bodies
       (DML, DDL, COPY, CALL, DO, EXECUTE). With `unknown_functions` this is what an audit is for.
     - `reads`: flags of the state of earlier statements that this one needs (`currval`, `EXECUTE`, `FETCH`).
+    - `defines`: creates or alters what may run code later, or what a session begins with.
     - `opens_transaction`: the text leaves a transaction block open that it began.
     - `statements`: how many statements the server will run.
     """
 
     __slots__ = (
+        "defines",
         "hidden",
         "opens_transaction",
         "reads",
@@ -42,6 +45,7 @@ class Verdict:
         reads: int = 0,
         opens_transaction: bool = False,
         statements: int = 1,
+        defines: bool = False,
     ) -> None:
         self.touches = touches
         self.settings = settings
@@ -51,6 +55,7 @@ class Verdict:
         self.reads = reads
         self.opens_transaction = opens_transaction
         self.statements = statements
+        self.defines = defines
 
     def __repr__(self) -> str:
         facts = [f"touches {', '.join(touch.words(self.touches))}" if self.touches else "touches nothing"]
@@ -64,13 +69,14 @@ class Findings:
     The names are keys of a dictionary: each once, in order, and a long text stays linear.
     """
 
-    __slots__ = ("hidden", "reads", "settings", "touches", "unknown_functions")
+    __slots__ = ("defines", "hidden", "reads", "settings", "touches", "unknown_functions")
 
     def __init__(self) -> None:
         self.touches = 0
         self.settings: dict[str, None] | None = {}
         self.unknown_functions: dict[str, None] = {}
         self.hidden = False
+        self.defines = False
         self.reads = 0
 
     def setting(self, name: str | None) -> None:
@@ -81,7 +87,7 @@ class Findings:
             self.touches |= touch.SETTINGS | touch.ROLE
             self.settings = None
             return
-        name = name.lower()
+        name = fold(name)
         if name in ("role", "session_authorization"):
             self.touches |= touch.ROLE
             return
@@ -102,6 +108,7 @@ class Findings:
         self.touches |= other.touches
         self.reads |= other.reads
         self.hidden = self.hidden or other.hidden
+        self.defines = self.defines or other.defines
         self.unknown_functions.update(other.unknown_functions)
         if self.settings is None or other.settings is None:
             self.settings = None
