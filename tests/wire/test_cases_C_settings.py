@@ -340,8 +340,15 @@ FORMS = {
     "quotes": ("SET application_name = 'it''s \\ \"me\"'", "application_name"),
     "float": ("SET seq_page_cost = 1.25e1", "seq_page_cost"),
     "strings": ("SET standard_conforming_strings = off; SET work_mem = '5MB'", "standard_conforming_strings"),
+    "the view": ("UPDATE pg_settings SET setting = '5MB' WHERE name = 'work_mem'", "work_mem"),
+    "the view, in full": (
+        "UPDATE ONLY pg_catalog.PG_SETTINGS SET setting = '5MB' WHERE name = 'work_mem'",
+        "work_mem",
+    ),
     "custom": ('SET "App"."Tenant" = true', "app.tenant"),
     "custom, three parts": ("SET a.b.c = 3", "a.b.c"),
+    "custom, longer than a name may be": (f"SET app.{'x' * 70} = 3", f"app.{'x' * 63}"),
+    "custom, not of ASCII": ("SET app.Café = 3", "app.café"),
     "custom, an identifier": ("SET app.tenant TO Someone", "app.tenant"),
 }
 

@@ -3,10 +3,12 @@ bounded, refused where they are not wanted, and written down.
 """
 
 import pytest
-from proxy_kit import until, wire
+from proxy_kit import RunningProxy, until, wire
+from scripts_BD import SYNC, bind, execute, parse, query, run
+from state_kit import direct, elsewhere, pid_of, pinned, roles_of, shown, tell
 
 from cenote.embedded import Postgres
-from cenote.testing.wire import error, kinds, value
+from cenote.testing.wire import error, kinds, rows, value
 from cenote.wire import messages
 
 BUILT_IN = """CREATE OR REPLACE FUNCTION sets_work_mem() RETURNS int LANGUAGE plpgsql AS
@@ -62,6 +64,262 @@ async def test_C6_a_setting_that_hides_in_a_function_is_found_attributed_and_con
             assert value(await other.query(asked)) == wanted
         assert value(await client.query(asked)) != wanted
     proxy.incidents = 1
+
+
+async def incidents(proxy: RunningProxy, count: int) -> None:
+    """So many leaks were found, and are expected."""
+    await until(lambda: proxy.call(lambda: proxy.pools()[0].incidents) == count)
+    proxy.incidents = count
+
+
+NAMES = {
+    "made later": "SELECT set_config('late.tenant', 'mine', false)",
+    "made later, body by the standard": None,
+    "in a constant": "SELECT made('late.tenant', 'mine')",
+    "in a parameter": "SELECT made($1, $2)",
+}
+
+
+@pytest.mark.parametrize("how", NAMES)
+@wire
+async def test_C6_the_name_of_a_custom_setting_is_found_wherever_it_is(proxy_for, pg, how):
+    proxy = proxy_for(pg, max_size=1)
+    async with await proxy.client() as client, await proxy.client() as other:
+        await tell(client, "SELECT 1")
+        await proxy.reached(idle=1)  # what the database has was looked through
+        text = "SELECT made()"
+        body = "AS $$SELECT set_config('late.tenant', 'mine', false)$$"
+        if how == "made later, body by the standard":
+            body = "BEGIN ATOMIC SELECT set_config('late.tenant', 'mine', false); END"
+        declared = "made()"
+        if how.startswith("in a"):
+            declared, body = "made(n text, v text)", "AS 'SELECT set_config(n, v, false)'"
+            text = NAMES[how]
+        await tell(client, f"CREATE FUNCTION {declared} RETURNS text LANGUAGE sql {body}")
+        message = run(text, *(["late.tenant", "mine"] if "$1" in text else [])) + SYNC
+        try:
+            for known in (False, True):
+                await client.send(message)
+                await client.until_ready()
+                assert await shown(other, "late.tenant") == ""
+                await incidents(proxy, 1)
+                assert await shown(client, "late.tenant") == ("mine" if known else "")
+        finally:
+            await tell(client, "DROP FUNCTION made")
+
+
+LEAKS = "CREATE FUNCTION sets_it() RETURNS text LANGUAGE sql AS $$SELECT set_config('work_mem', '7MB', false)$$"
+TOO_EARLY = {
+    "rolled back": ("BEGIN", "SELECT sets_it()", "ROLLBACK"),
+    "rolled back to a savepoint": ("BEGIN", "SAVEPOINT a", "SELECT sets_it()", "ROLLBACK TO a", "COMMIT"),
+    "taken for the client's own": (
+        "BEGIN",
+        "SET work_mem = '6MB'",
+        "SELECT sets_it()",
+        "COMMIT",
+        "RESET work_mem",
+    ),
+    "cleaned up": ("CREATE TEMP TABLE x (n int)", "SELECT sets_it()"),
+    "replaced since": ("SELECT sets_it()", LEAKS.replace("CREATE", "CREATE OR REPLACE")),
+}
+
+
+@pytest.mark.parametrize("how", TOO_EARLY)
+@wire
+async def test_C6_a_text_is_harmless_only_if_it_did_nothing_where_that_would_have_been_seen(proxy_for, pg18, how):
+    proxy = proxy_for(pg18, max_size=2, audit="first")
+    async with await direct(pg18) as alone:
+        await tell(
+            alone, LEAKS.replace("set_config('work_mem', '7MB', false)", "'fine'") if "rep" in how else LEAKS
+        )
+        try:
+            async with await proxy.client() as client:
+                async with await proxy.client() as first:
+                    await tell(first, *TOO_EARLY[how])
+                await until(lambda: not proxy.counts()["leased"] and not proxy.counts()["resetting"])
+                await tell(client, "SELECT sets_it()")
+                await incidents(proxy, 1)
+        finally:
+            await tell(alone, "DROP FUNCTION sets_it")
+
+
+@wire
+async def test_C6_what_ran_right_before_its_client_left_is_looked_at_too(proxy_for, pg18):
+    proxy = proxy_for(pg18, max_size=1)
+    async with await direct(pg18) as alone, await proxy.client() as other:
+        await tell(alone, LEAKS)
+        try:
+            async with await proxy.client() as client:
+                await client.send(query("SELECT sets_it()") + messages.TERMINATE)
+                await client.closed()
+            assert await shown(other, "work_mem") == "4MB"
+            await incidents(proxy, 1)
+        finally:
+            await tell(alone, "DROP FUNCTION sets_it")
+
+
+@wire
+async def test_C6_texts_that_begin_alike_are_told_apart(proxy_for, pg18):
+    proxy = proxy_for(pg18, max_size=1, audit="first")
+    columns = ", ".join(f"column_number_{i}" for i in range(20))
+    numbers = ", ".join(map(str, range(20)))
+    async with await direct(pg18) as alone, await proxy.client() as client:
+        await tell(alone, LEAKS, "CREATE FUNCTION fine() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+        try:
+            for name in ("fine", "sets_it"):
+                await tell(client, f"WITH r ({columns}) AS (VALUES ({numbers})) SELECT {name}(), * FROM r")
+            await incidents(proxy, 1)
+        finally:
+            await tell(alone, "DROP FUNCTION sets_it, fine")
+
+
+@wire
+async def test_C6_a_plain_update_counts_when_it_is_bound(proxy_for, pg18):
+    proxy = proxy_for(pg18, max_size=1, audit="first")
+    async with await direct(pg18) as alone, await proxy.client() as client:
+        await tell(alone, TRIGGER)
+        try:
+            await client.send(parse("", "UPDATE watched SET id = 3") + SYNC)
+            await client.until_ready()
+            await client.send(bind("") + execute() + SYNC)
+            await client.until_ready()
+            await incidents(proxy, 1)
+        finally:
+            await tell(alone, "DROP TABLE watched", "DROP FUNCTION leaks")
+
+
+@wire
+async def test_C6_a_setting_that_a_library_has_defined_is_not_taken_for_a_leak(proxy_for, pg):
+    """There is no telling from its value whether the session has set it."""
+    proxy = proxy_for(pg, max_size=2)
+    async with await proxy.client() as client, await proxy.client() as other:
+        for text in ("SET plpgsql.extra_warnings = 'all'", "RESET plpgsql.extra_warnings", "RESET ALL"):
+            await tell(client, text)
+            wanted = "all" if "SET p" in text and "RE" not in text else "none"
+            await tell(other, "DO $$BEGIN END$$", "DO $$BEGIN END$$")
+            await tell(client, "DO $$BEGIN END$$")
+            async with elsewhere(proxy, client):
+                await tell(client, "DO $$BEGIN END$$")
+                assert await shown(client, "plpgsql.extra_warnings") == wanted
+            assert await shown(other, "plpgsql.extra_warnings") in ("none", "")
+        assert pinned(proxy) == 0
+
+
+@wire
+async def test_C20_a_client_with_more_custom_settings_than_can_be_carried_keeps_its_connection(proxy_for, pg):
+    proxy = proxy_for(pg, max_size=3)
+    async with await proxy.client() as client, await proxy.client() as other:
+        for begin in range(0, 300, 60):
+            await tell(client, ";".join(f"SET app.n{n} = 'x'" for n in range(begin, begin + 60)))
+        assert pinned(proxy) == 1
+        assert await shown(client, "app.n0", "app.n299") == ["x", "x"]
+        assert await shown(other, "app.n0", "app.n299") == ["", ""]
+        pid = await pid_of(client)
+        assert proxy.call(lambda: len(proxy.pools()[0].customs)) <= 256
+        await client.terminate()
+        await until(lambda: pinned(proxy) == 0)
+        assert await pid_of(other) != pid
+
+
+@wire
+async def test_C20_a_connection_that_many_have_stained_is_not_kept(proxy_for, pg18):
+    """PostgreSQL forgets none of the names, and each audit asks for all."""
+    proxy = proxy_for(pg18, max_size=1)
+    pids = set()
+    for number in range(6):
+        async with await proxy.client() as client:
+            for begin in range(0, 240, 60):
+                await tell(client, ";".join(f"SET app{number}.n{n} = 'x'" for n in range(begin, begin + 60)))
+            pids.add(await pid_of(client))
+    assert len(pids) == 2
+
+
+@wire
+async def test_C20_all_the_names_of_one_text_count(proxy_for, pg18):
+    proxy = proxy_for(pg18, max_size=2)
+    async with await proxy.client() as client, await proxy.client() as other:
+        await tell(client, ";".join(f"SET app.n{n} = 'x'" for n in range(100)))
+        assert await shown(other, "app.n0", "app.n99") == ["", ""]
+
+
+@wire
+async def test_C20_what_never_had_a_value_is_not_remembered(proxy_for, pg18):
+    proxy = proxy_for(pg18, max_size=1)
+    async with await proxy.client() as client:
+        await tell(client, "SELECT set_config('app.one', 'x', true), 'some.words'", "DO $$BEGIN END$$")
+        await tell(client, "DO $$BEGIN PERFORM 'other.words'; PERFORM set_config('app.two', 'x', false); END$$")
+        assert await shown(client, "app.two") == "x"
+        assert proxy.call(lambda: list(proxy.pools()[0].customs)) == [b"app.two"]
+
+
+@wire
+async def test_C21_the_name_of_a_custom_setting_may_be_in_any_encoding(proxy_for, pg):
+    proxy = proxy_for(pg, max_size=2)
+    latin = {"client_encoding": "LATIN1"}
+    async with await proxy.client(params=latin) as client, await proxy.client() as other:
+        await client.send(messages.query("SET app.caf\xe9 = 'h\xe9'".encode("latin-1")))
+        assert "E" not in kinds(await client.until_ready())
+        assert pinned(proxy) == 0
+        async with elsewhere(proxy, client):
+            await client.send(messages.query("SELECT length(current_setting('app.caf\xe9'))".encode("latin-1")))
+            assert value(await client.until_ready()) == "2"
+        assert await shown(other, "app.caf\xe9") == ""
+
+
+DEFAULTS = {
+    "a role": "ALTER ROLE app SET role = 'app_owner'",
+    "of the role": "ALTER ROLE app SET app.env = 'prod'",
+    "of the database": "ALTER DATABASE app SET app.env = 'prod'",
+}
+ASKED = "SELECT current_user, current_setting('role'), coalesce(current_setting('app.env', true), '')"
+SAID = (
+    *("DO $$BEGIN END$$", "RESET ROLE", "SET ROLE NONE", "RESET ALL", "SET SESSION AUTHORIZATION DEFAULT"),
+    *("SET app.env = 'mine'", "DO $$BEGIN END$$", "RESET app.env", "SET app.env = ''", "RESET ALL"),
+    *("SET app.env = ''", "SET ROLE app", "DISCARD ALL", "SET LOCAL app.env = 'no'"),
+)
+
+
+@pytest.mark.parametrize("audit", ["first", "always"])
+@pytest.mark.parametrize("what", DEFAULTS)
+@wire
+async def test_C18_what_a_log_in_begins_with_is_no_leak_and_reset_returns_to_it(proxy_for, pg, what, audit):
+    with roles_of(pg, "app_owner") as admin:
+        admin.rows(DEFAULTS[what])
+        try:
+            proxy = proxy_for(pg, max_size=2, audit=audit)
+            async with await proxy.client() as client, await proxy.client() as other, await direct(pg) as alone:
+                fresh = rows(await alone.query(ASKED))
+                for text in SAID:
+                    await tell(alone, text)
+                    await tell(client, text)
+                    wanted = rows(await alone.query(ASKED))
+                    assert rows(await other.query(ASKED)) == fresh, text
+                    async with elsewhere(proxy, client):
+                        assert rows(await client.query(ASKED)) == wanted, text
+                    await tell(other, "DO $$BEGIN END$$")
+            own = {"options": "-c app.env=born"}
+            async with await proxy.client(params=own) as client:
+                await tell(client, "SET app.env = 'mine'", "RESET app.env")
+                assert await shown(client, "app.env") == "born"
+        finally:
+            admin.rows("ALTER ROLE app RESET ALL")
+            admin.rows("ALTER DATABASE app RESET ALL")
+
+
+@wire
+async def test_C18_each_connection_has_the_defaults_of_its_own_log_in(proxy_for, pg18):
+    with roles_of(pg18) as admin:
+        proxy = proxy_for(pg18, max_size=2)
+        async with await proxy.client() as client, await proxy.client() as other:
+            await tell(client, "SELECT 1")
+            admin.rows("ALTER ROLE app SET app.env = 'prod'")
+            try:
+                async with elsewhere(proxy, client):
+                    assert await shown(client, "app.env") == "prod"
+                    await tell(client, "SET app.env = 'mine'", "SELECT 1", "RESET app.env")
+                    await tell(other, "SELECT 1")
+            finally:
+                admin.rows("ALTER ROLE app RESET ALL")
 
 
 @wire

@@ -11,7 +11,7 @@ from typing import Any
 from cenote.errors import ProtocolError
 from cenote.proxy.replies import OWN_QUERY
 from cenote.proxy.roles import Borrower
-from cenote.proxy.settings import AT_ONCE, DEFERRABLE
+from cenote.proxy.settings import AT_ONCE, DEFERRABLE, ROLES
 from cenote.proxy.state import answer, patient, question, version_of
 from cenote.reasons import Pinned
 from cenote.sql import touch
@@ -97,18 +97,22 @@ class Learning:
         self.sql = b""
         self.touches = client.touched
         self.builtin = client.builtin
-        self.customs: set[bytes] = set()
         self.tries = 0
         self.untold = False
 
     def ask(self, again: bool = False) -> None:
         """Ask; again: its own statement_timeout was in the way."""
-        client = self.client
-        if self.touches & (touch.SETTINGS | touch.UNKNOWN) and client.customs:
-            self.customs = set(client.customs)
+        client, server = self.client, self.server
+        customs: set[bytes] = set()
+        said: set[bytes] = set()
+        if self.touches & (touch.SETTINGS | touch.UNKNOWN):
+            said |= client.customs or set()
+            customs |= server.defaults.keys() - set(ROLES)
+            if client.settings is not None:
+                customs |= client.settings.customs
         if self.touches & touch.UNKNOWN:
-            self.customs |= self.pool.customs
-        sql = question(self.touches, self.builtin, self.customs, version=version_of(self.server.parameters))
+            customs |= self.pool.custom_names()
+        sql = question(self.touches, self.builtin, customs, said, version_of(server.parameters))
         self.tries += 1
         self.rows.clear()
         sql = patient(sql) if again else sql
@@ -127,16 +131,16 @@ class Learning:
         client.touched = 0
         client.builtin = False
         client.asking = False
-        user = self.pool.works.target.user.encode()
+        roles = self.pool.base_of(server)
         try:
-            told = answer(self.rows, self.touches, self.builtin, user) if error is None else None
+            told = answer(self.rows, self.touches, self.builtin, roles) if error is None else None
         except ProtocolError:
             told = None
         if told is None:
             if self.pool.keeps(client, server, str(Pinned.UNKNOWN), touch.UNKNOWN):
                 client.go_on_after(server)
             return
-        self.pool.learned(client, server, told, self.customs)
+        self.pool.learned(client, server, told)
 
     def put_back(self, error: bytes | None) -> None:
         """The client's settings are back, or cannot be had."""

@@ -13,7 +13,10 @@ cdef class Carrying(Pinning):
     cdef public object stained
     cdef public bint audits
     cdef public dict audited
-    cdef public object customs
+    cdef public long long definitions
+    cdef public dict customs
+    cdef public object code_customs
+    cdef public object resets_to
     cdef public long conversions
     cdef public long recovered_plans
     cdef public long long transactions

@@ -4,6 +4,7 @@ anew when the server has said what became of a session.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from cenote.proxy.asking import Conversion, Learning, timed_out
@@ -31,6 +32,9 @@ _AUDIT_EVERY = 1_000  # after the first time
 _MAX_STATEMENTS = 16_384
 _MAX_SETTINGS = 4_096
 _LOSSES = 5
+_MAX_SUSPECTS = 256
+MAX_CUSTOMS = 256  # custom settings of one client; and that a pool remembers
+_MAX_STAIN = 1_024  # of one connection
 
 
 class Carrying(Pinning):
@@ -41,8 +45,12 @@ class Carrying(Pinning):
         forgets: they read as an empty string from then on
     settings: one object for each set of them; ways: conversions that were needed lately
     welcome: what a client with these settings is told of the server's parameters, as messages
-    audited: fingerprints of texts that do more than they show, and whether they are known to touch session state
-    customs: names of custom settings that somebody may set
+    audited: texts that do more than they show, by what `identity_of` calls them, and whether they are known to
+        touch session state (or known not to)
+    definitions: how often a text has created or altered something: what was known to be harmless is so no more
+    customs: names of custom settings that had a value once, those that had one lately last
+    code_customs: names of custom settings that code in this database sets
+    resets_to: those that RESET may give a value: a log-in begins with it, or a library has defined it
     """
 
     def __init__(self, options: Any) -> None:
@@ -57,7 +65,10 @@ class Carrying(Pinning):
         self.stained = Settings((), None)
         self.audits = options.audit != "off"
         self.audited: dict[bytes, bool] = {}
-        self.customs: set[bytes] = set()
+        self.definitions = 0
+        self.customs: dict[bytes, None] = {}
+        self.code_customs: frozenset[bytes] = frozenset()
+        self.resets_to: frozenset[bytes] = frozenset()
         self.conversions = 0
         self.recovered_plans = 0
         self.transactions = 0
@@ -108,7 +119,7 @@ class Carrying(Pinning):
         if key not in self.ways:
             if len(self.ways) >= _MAX_SETTINGS:
                 self.ways.clear()
-            self.ways[key] = way(carried, wanted, self.base_items)
+            self.ways[key] = way(carried, wanted, self.base_items, self.resets_to)
         return self.ways[key]
 
     def went_first(self, server: ServerConnection, settings: Any, error: Any) -> None:
@@ -154,6 +165,8 @@ class Carrying(Pinning):
         """What this connection carries from now on."""
         if settings is not None:
             server.stain |= settings.customs
+            if len(server.stain) > _MAX_STAIN:
+                server.slot.expires = 0.0  # nobody after this client
         elif server.stain:
             settings = self.stained
         server.settings = settings
@@ -169,6 +182,7 @@ class Carrying(Pinning):
         """A text that only clears session state was answered."""
         resets, client.resets = client.resets, None
         untold = resets is not None
+        server.proof = -1
         if not server.failed:
             client.ties &= ~(kinds & touch.SETTINGS)
             self.forgotten(client, server, kinds)
@@ -182,7 +196,7 @@ class Carrying(Pinning):
                     items = {name: value for name, value in items.items() if name not in ROLES} | dict(roles)
                 prepared = client.settings.prepared if client.settings is not None else ()
                 for name in client.settings.customs if client.settings is not None else ():
-                    if name not in self.base_items:
+                    if name not in self.base_items and name not in self.resets_to:
                         items.setdefault(name, b"")  # RESET leaves no more of it
                 client.settings = self.settings_of(tuple(sorted(items.items())), prepared)
                 self.carry(server, client.settings)
@@ -229,38 +243,83 @@ class Carrying(Pinning):
         client.asking = True
         learning = Learning(self, client, server)
         learning.untold = untold
-        learning.sql = put_back(lost)
+        learning.sql = put_back(lost, server.defaults)
         server.inject(learning.sql, learning.put_back, None, True)
         return True
 
-    def suspect(self, server: ServerConnection, fingerprint: bytes) -> bool:
+    def suspect(self, server: ServerConnection, text: bytes) -> bool:
         """A text that does more than it shows is about to run: whether it is known to touch session state."""
-        known = self.audited.get(fingerprint)
-        if known is None:
-            if len(self.audited) >= _MAX_STATEMENTS:
-                self.audited.clear()
-            self.audited[fingerprint] = False
+        known = self.audited.get(text)
+        if known is None or server.audit or self.transactions % _AUDIT_EVERY == 0:
             server.audit = True
-            server.suspects.append(fingerprint)
-        elif self.transactions % _AUDIT_EVERY == 0:
-            server.audit = True
-            server.suspects.append(fingerprint)
+            if not server.suspects:
+                server.proof = self.definitions
+            if len(server.suspects) < _MAX_SUSPECTS:
+                server.suspects[text] = known is None
         return known is True
 
-    def learned(self, client: Any, server: ServerConnection, told: Told, customs: set[bytes]) -> None:
+    def audit_told(self, texts: Iterable[bytes], leaks: bool) -> None:
+        """What an audit has found behind these texts."""
+        if len(self.audited) >= _MAX_STATEMENTS:
+            self._forget_harmless()
+        if len(self.audited) < _MAX_STATEMENTS:
+            for text in texts:
+                self.audited[text] = leaks
+
+    def defined(self) -> None:
+        """A text has created or altered something: what a function does may be something else from now on."""
+        self.definitions += 1
+        self._forget_harmless()
+
+    def _forget_harmless(self) -> None:
+        self.audited = {text: True for text, leaks in self.audited.items() if leaks}
+
+    def custom_names(self) -> set[bytes]:
+        """Custom settings that may have a value, whoever has set them."""
+        return {*self.code_customs, *self.customs}
+
+    def had_values(self, customs: dict[bytes, bytes]) -> None:
+        """Custom settings that have a value now, if only for one client. Those that never had one are not kept:
+        they are any words with a dot in between."""
+        for name, value in customs.items():
+            if value:
+                self.customs.pop(name, None)
+                self.customs[name] = None
+        while len(self.customs) > MAX_CUSTOMS:
+            del self.customs[next(iter(self.customs))]
+
+    def resettable(self, customs: Iterable[bytes]) -> None:
+        """RESET may leave more than an empty string of these."""
+        names = self.resets_to.union(customs)
+        if names != self.resets_to:
+            self.resets_to = names
+            self.ways.clear()
+
+    def base_of(self, server: ServerConnection) -> dict[bytes, bytes]:
+        """What a client that has set nothing has on this connection, as far as pg_settings does not say so."""
+        return {**server.defaults, **self.base_items}
+
+    def learned(self, client: Any, server: ServerConnection, told: Told) -> None:
         """The server has said what there is."""
-        if told.settings is not None or told.roles is not None or customs:
+        if told.settings is not None or told.roles is not None or told.looked:
             before = client.settings.items if client.settings is not None else ()
             had = client.settings.customs if client.settings is not None else frozenset()
             others = server.stain - had - (client.customs or set())  # empty, they are what those have left
             server.stain |= told.customs.keys()
             told.customs = {name: value for name, value in told.customs.items() if value or name not in others}
-            items = told.items(before, self.base_items, customs)
+            self.had_values(told.customs)
+            self.resettable(told.defined)
+            items = told.items(before, self.base_of(server))
             if items != before or told.asked != TOLD:  # what can do anything may have done nothing
-                role = told.settings is None and not customs
+                role = told.settings is None and not told.looked
                 self.note(f"carried: {Pinned.ROLE if role else Pinned.SETTINGS}", client.text)
             client.settings = self.settings_of(items, client.settings.prepared if client.settings else ())
             self.carry(server, client.settings)
+            client.customs = None
+            if client.settings is not None and len(client.settings.customs) > MAX_CUSTOMS:
+                if not self.keeps(client, server, str(Pinned.UNKNOWN), touch.UNKNOWN):
+                    return
+                client.own_names(server)
         if told.prepared is not None and not self._learned_names(client, server, told):
             if not self.keeps(client, server, str(Pinned.PREPARED_BY_SQL), touch.UNKNOWN):
                 return

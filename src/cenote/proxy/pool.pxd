@@ -18,7 +18,8 @@ cdef class ProxyPool(Carrying):
     cdef public long clients
     cdef public dict base
     cdef public bint audits_all
-    cdef public bint customs_due
+    cdef public double customs_at
+    cdef public long long customs_of
     cdef public bint minds_sequences
     cdef public object watch
     cdef public long incidents

@@ -36,7 +36,8 @@ class ProxyPool(Carrying):
 
     watch: the dry run, None where there is none
     minds_sequences: somebody asks `currval` or `lastval`: a connection is to have no others' in it
-    customs_due: what the code in this database may set is still to be asked
+    customs_at, customs_of: when the code in this database was last looked through for what it may set; how often
+        something had been defined by then
     tick: counts the uses of prepared statements, so that the oldest can be told
     base: what the server says of its parameters at a log-in
     """
@@ -68,7 +69,8 @@ class ProxyPool(Carrying):
         self.base: dict[bytes, bytes] = {}
         self.audits_all = options.audit == "always"
         self.watch = Watch(self) if options.observe else None
-        self.customs_due = True
+        self.customs_at = 0.0
+        self.customs_of = -1
         self.minds_sequences = False
         self.incidents = 0
         self.audits_done = 0
@@ -128,6 +130,9 @@ class ProxyPool(Carrying):
         now = monotonic()
         if server.asked_at:
             self._account(server, now)
+        if server.defines:
+            server.defines = False
+            self.defined()
         if client.ear is not None:
             client.ear.rested()
         if client.pin:
@@ -217,10 +222,10 @@ class ProxyPool(Carrying):
             self._account(server, monotonic())
         client.holding = True
         client.asking = True
-        learning = Learning(self, client, server)
-        learning.ask()
-        if learning.customs:
-            self.customs |= learning.customs
+        server.proof = (
+            -1
+        )  # what was hidden in this transaction is taken for the client's own: no audit will see it
+        Learning(self, client, server).ask()
 
     def adopt(self, client: Borrower, server: ServerConnection, borrower: Borrower) -> None:
         """Another borrower takes over this lease, with the session as it is."""
@@ -268,7 +273,9 @@ class ProxyPool(Carrying):
             elif client.ties or client.touched or client.resets:
                 server.unclean = True
                 self.machine.release_touched(slot, now)
-            elif server.rests() and not (server.cancels or server.doubtful or server.expires or self.session_mode):
+            elif server.rests() and not (
+                server.cancels or server.doubtful or server.expires or server.audit or self.session_mode
+            ):
                 self.machine.release(slot, now)
             else:
                 self.machine.release_touched(slot, now)

@@ -20,7 +20,11 @@ cdef class Reading:
     cdef public int ties
     cdef public tuple unlistens
     cdef public bint hidden
+    cdef public bint calls
+    cdef public tuple said
+    cdef public bint defines
     cdef public bint matters
 
 cpdef Reading read(bytes text)
+cpdef Reading change(bytes data, Py_ssize_t at, Py_ssize_t end)
 cpdef bint may_copy(bytes text)

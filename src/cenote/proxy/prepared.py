@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from hashlib import blake2b
 
 from cenote.proxy.settings import ROLES
 from cenote.proxy.state import CUSTOM_NAME, HELD
@@ -52,6 +53,8 @@ class Reading:
     unlistens: the channels it may listen to no more; `*` is all of them, an empty name what cannot be told
     ends: kinds of state that keep a connection and of which it may end the last
     hidden: it runs code that the text does not show; fingerprint: what texts that differ in literals only share
+    calls: that code is called with what may be names of custom settings; said: such names in its own constants
+    defines: it creates or alters what others may run
     matters: something has to be done about it before it runs
     """
 
@@ -70,6 +73,9 @@ class Reading:
         ends: int = 0,
         ties: int = 0,
         unlistens: tuple[bytes, ...] = (),
+        calls: bool = False,
+        said: tuple[bytes, ...] = (),
+        defines: bool = False,
     ) -> None:
         self.touches = touches
         self.copies = copies
@@ -84,6 +90,9 @@ class Reading:
         self.ends = ends
         self.ties = ties
         self.unlistens = unlistens
+        self.calls = calls
+        self.said = said
+        self.defines = defines
         self.hidden = fingerprint != b""
         self.matters = bool(touches or copies or resets or reads & touch.SEQUENCE)
 
@@ -123,6 +132,7 @@ def _read(text: bytes) -> Reading:
     copies = may_copy(text)
     clears = clearing(latin) if touches else 0
     hides = verdict.hidden or bool(verdict.unknown_functions)
+    calls = bool(verdict.unknown_functions) or touches & touch.UNKNOWN != 0
     ends = (HELD if hides else 0) | verdict.reads & touch.CURSOR
     local = _LOCAL_DEFAULT.findall(text)
     if not (touches or copies or ends or local or verdict.reads & touch.SEQUENCE):
@@ -140,7 +150,7 @@ def _read(text: bytes) -> Reading:
                 names_at.append(int(call[1]))
             elif call[2] is None:
                 untold = True
-        untold = untold or len(customs) > _MAX_CUSTOMS
+    untold = untold or len(customs) > _MAX_CUSTOMS
     return Reading(
         touches,
         copies,
@@ -151,10 +161,13 @@ def _read(text: bytes) -> Reading:
         names_at=tuple(names_at),
         untold=untold,
         resets=_resets(text, touches, [b"*"] if any_setting else names, local),
-        fingerprint=fingerprint_of(text) if hides else b"",
+        fingerprint=identity_of(text) if hides else b"",
         ends=ends,
         ties=_ties(text, verdict.touches | verdict.reads & touch.PREPARED, clears),
         unlistens=_unlistens(text, touches),
+        calls=calls,
+        said=_said(text) if calls else (),
+        defines=verdict.defines,
     )
 
 
@@ -200,7 +213,45 @@ _UNDOES = re.compile(rb"\s*(?:unlisten|deallocate)\b[^;]*;?\s*", re.IGNORECASE)
 
 def fingerprint_of(text: bytes) -> bytes:
     """The text without its literals and its space, cut to a size: what one line of a program sends. O(text)"""
-    return b" ".join(_LITERALS.sub(b"?", text[:_MAX_TEXT]).split())[:_MAX_FINGERPRINT]
+    return _normal(text)[:_MAX_FINGERPRINT]
+
+
+def identity_of(text: bytes) -> bytes:
+    """The same, told apart from others that begin alike. O(text)"""
+    normal = _normal(text)
+    if len(normal) <= _MAX_FINGERPRINT:
+        return normal
+    return normal[:_MAX_FINGERPRINT] + b" #" + blake2b(normal, digest_size=12).hexdigest().encode()
+
+
+def _normal(text: bytes) -> bytes:
+    return b" ".join(_LITERALS.sub(b"?", text[:_MAX_TEXT]).split())
+
+
+def change(data: bytes, at: int, end: int) -> Reading:
+    """What a plain UPDATE or DELETE may do, by its first words: triggers are those of a table. O(1)"""
+    words = data[at : min(end, at + 160)].lower().split(None, 4)
+    text = b" ".join(words[:4] if b"only" in words[1:3] else words[:3])
+    reading = _changes.get(text)
+    if reading is None:
+        if len(_changes) >= _MAX_READINGS:
+            _changes.clear()
+        reading = _changes[text] = Reading(0, fingerprint=text)
+    return reading
+
+
+_changes: dict[bytes, Reading] = {}
+
+
+def _said(text: bytes) -> tuple[bytes, ...]:
+    """What looks like the name of a custom setting in the constants of a text."""
+    found: dict[bytes, None] = {}
+    for constant in _STRINGS.findall(text):
+        found.update(dict.fromkeys(name.lower() for name in CUSTOM_NAME.findall(constant) if name.isascii()))
+    return tuple(found)[:_MAX_CUSTOMS]
+
+
+_STRINGS = re.compile(rb"'((?:[^']|'')*)'|\$\w*\$.*?\$\w*\$", re.DOTALL)
 
 
 _LITERALS = re.compile(rb"'(?:[^']|'')*'|\b\d[\w.]*|\$\d+(?:\s*,\s*\$\d+)*|--[^\n]*")
@@ -219,6 +270,23 @@ _MAX_CUSTOMS = 64
 def bound(body: bytes, wanted: tuple[int, ...]) -> list[bytes] | None:
     """The parameters of a Bind, by its body, that have these numbers, in lower case; None: it cannot be told.
     O(parameters)"""
+    values = _parameters(body)
+    try:
+        return None if values is None else [values[number - 1].lower() for number in wanted]
+    except IndexError:
+        return None
+
+
+def bound_names(body: bytes) -> list[bytes]:
+    """The parameters of a Bind that look like names of custom settings. O(parameters)"""
+    values = _parameters(body) or ()
+    return [v.lower() for v in values if len(v) <= _MAX_NAME and v.isascii() and CUSTOM_NAME.fullmatch(v)]
+
+
+_MAX_NAME = 256
+
+
+def _parameters(body: bytes) -> list[bytes] | None:
     try:
         at = body.index(b"\0", body.index(b"\0") + 1) + 1
         at += 2 + 2 * int.from_bytes(body[at : at + 2], "big")
@@ -230,9 +298,7 @@ def bound(body: bytes, wanted: tuple[int, ...]) -> list[bytes] | None:
             at += 4
             values.append(body[at : at + max(0, size)])
             at += max(0, size)
-        if at > len(body):
-            return None
-        return [values[number - 1].lower() for number in wanted]
+        return values if at <= len(body) else None
     except (ValueError, IndexError):
         return None
 

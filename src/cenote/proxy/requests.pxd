@@ -1,5 +1,5 @@
 cimport cython
-from cenote.proxy.prepared cimport Reading, Statement, may_copy, read
+from cenote.proxy.prepared cimport Reading, Statement, change, may_copy, read
 from cenote.proxy.replies cimport Entry, ReplyQueue
 from cenote.proxy.server cimport ServerConnection
 from cenote.proxy.ties cimport Tied

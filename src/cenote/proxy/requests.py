@@ -12,7 +12,7 @@ from typing import Any
 
 from cenote.errors import ProtocolError
 from cenote.proxy import kinds
-from cenote.proxy.prepared import HARMLESS, may_copy, read
+from cenote.proxy.prepared import HARMLESS, change, may_copy, read
 from cenote.proxy.replies import BIND, CLOSE, DESCRIBE, EXECUTE, NONE, PARSE, QUERY, SYNC, UNNAMED_PARSE, Entry
 from cenote.proxy.server import ServerConnection
 from cenote.proxy.ties import Tied
@@ -101,7 +101,7 @@ class Requesting(Tied):
         elif not plain(data, i + 5, end - 1):
             reading = read(data[i + 5 : end - 1])
         elif data[i + 5] | 0x20 in _CHANGES:
-            self.suspect(server, _change(data, i + 5, end))
+            self.suspect(server, change(data, i + 5, end), data, i, end)
         if reading.matters:
             self.repeatable = False
             self.flush(data, start, i)
@@ -116,7 +116,7 @@ class Requesting(Tied):
             if (reading.touches or reading.resets) and not self.beware(server, reading, data, i, end):
                 return i
         if reading.hidden:
-            self.suspect(server, reading.fingerprint)
+            self.suspect(server, reading, data, i, end)
         self.touched |= reading.ends & self.ties
         self.unnamed = None
         server.unnamed = None
@@ -170,7 +170,7 @@ class Requesting(Tied):
                 if self.ear is not None and reading.unlistens:
                     self.ear.beware_parsed(server, reading)
         elif p[j + 1] | 0x20 in _CHANGES:
-            self.suspect(server, _change(data, j + 1, k))
+            reading = change(data, j + 1, k)
         if j == i + 5:
             before = self.unnamed
             self.unnamed = data[j + 1 : end]
@@ -219,7 +219,7 @@ class Requesting(Tied):
             if reading.touches & _PREPARED & ~reading.clears and not self.may_prepare(server, data, i):
                 return i
         if reading.hidden:
-            self.suspect(server, reading.fingerprint)
+            self.suspect(server, reading, data, i, end)
         self.touched |= reading.ends & self.ties
         if reading.matters:
             if reading.ties and not self.pin and self.pool.pins_none(reading.ties):
@@ -392,8 +392,3 @@ class Requesting(Tied):
             self.fail("08P01", "invalid message length")
         else:
             self.fail("08P01", f"invalid frontend message type {kind}")
-
-
-def _change(data: bytes, at: int, end: int) -> bytes:
-    """The first words of UPDATE or DELETE: triggers are those of a table."""
-    return b" ".join(data[at : min(end, at + 80)].lower().split(None, 3)[:3])

@@ -27,7 +27,11 @@ cdef class ServerConnection(Peer):
     cdef public bint hid
     cdef public bint sequenced
     cdef public bint audit
-    cdef public list suspects
+    cdef public dict suspects
+    cdef public long long proof
+    cdef public set hints
+    cdef public bint defines
+    cdef public dict defaults
     cdef public dict known
     cdef public dict names
     cdef public object unnamed

@@ -85,7 +85,12 @@ class ServerConnection(Peer):
     hid: its borrower has run what may have asked a sequence; sequenced: so has one before him, and `currval` and
         `lastval` would tell of it
     audit: before anybody else has it, the server is asked whether it is what it is taken for
-    suspects: fingerprints of what has run since and does more than it shows
+    suspects: what has run since and does more than it shows, and whether nothing was known of it
+    proof: how often something had been defined when the first of these ran: if that is all there is, an audit that
+        finds nothing shows that they are harmless; -1: it shows nothing, what they did may be undone or taken over
+    hints: custom settings that these may set, by what they were called with
+    defines: something was created or altered
+    defaults: what its log-in began with and pg_settings does not list
     known, names: prepared statements the server has (or will have), by statement and by name
     unnamed: what the unnamed statement was parsed from; None if the server has none that we know
     copying: the server reads CopyData; it ignores Sync and Flush meanwhile
@@ -95,7 +100,7 @@ class ServerConnection(Peer):
     at_rest: nothing is owed and no transaction is open
     """
 
-    def __init__(self, pool: Lender) -> None:
+    def __init__(self, pool: Lender) -> None:  # noqa: PLR0915 - all it has is declared here
         super().__init__()
         self.pool: Any = pool
         self.slot: Any = None
@@ -108,7 +113,11 @@ class ServerConnection(Peer):
         self.hid = False
         self.sequenced = False
         self.audit = False
-        self.suspects: list[bytes] = []
+        self.suspects: dict[bytes, bool] = {}
+        self.proof = 0
+        self.hints: set[bytes] = set()
+        self.defines = False
+        self.defaults: dict[bytes, bytes] = {}
         self.known: dict[Statement, bytes] = {}
         self.names: dict[bytes, Statement] = {}
         self.unnamed: bytes | None = None
@@ -245,6 +254,8 @@ class ServerConnection(Peer):
                 ready = True
             elif kind in (_COMPLETE, _EMPTY, _SUSPENDED):
                 self.copying = False
+                if self.suspects and data.startswith(b"ROLLBACK", i + 5):
+                    self.proof = -1
                 if owed == _OWED_EXECUTE:
                     replies.advance()
                 elif owed not in (_OWED_QUERY, _OWED_OWN_QUERY):
@@ -387,6 +398,7 @@ class ServerConnection(Peer):
         replies = self.replies
         self.copying = False
         self.failed = True
+        self.proof = -1
         self.unparsed = owed == _OWED_QUERY and first and b"\0Rscanner_yyerror\0" in body and b"\0q" not in body
         if b"SFATAL\0" in body or b"SPANIC\0" in body or b"VFATAL\0" in body or b"VPANIC\0" in body:
             self.fatal = body

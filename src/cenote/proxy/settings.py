@@ -22,7 +22,7 @@ _OPAQUE = frozenset(
     b"gbk win936 windows936 uhc win949 windows949 gb18030 johab".split()
 )
 _ENCODING_NAME = re.compile(rb"[^a-z0-9]")
-_NAME_BYTES = 63  # longer ones are cut by the server
+NAME_BYTES = 63  # longer ones are cut by the server
 
 APPLICATION_NAME = b"application_name"
 ROLES = (b"session_authorization", b"role")
@@ -92,7 +92,7 @@ def settings_key(parameters: dict[bytes, bytes]) -> tuple[tuple[bytes, bytes], .
 def with_address(name: bytes, address: str) -> bytes:
     """An application_name that says where the client is; the name gives way where both are too long."""
     where = b" - " + address.encode()
-    return (name or b"app")[: max(0, _NAME_BYTES - len(where))] + where
+    return (name or b"app")[: max(0, NAME_BYTES - len(where))] + where
 
 
 class Way:
@@ -110,9 +110,14 @@ class Way:
         self.query = messages.query(b"BEGIN;" + sql + b";COMMIT") if first else b""
 
 
-def way(carried: Settings | None, wanted: Settings | None, base: dict[bytes, bytes]) -> Way | None:
+def way(
+    carried: Settings | None,
+    wanted: Settings | None,
+    base: dict[bytes, bytes],
+    own: frozenset[bytes] = frozenset(),
+) -> Way | None:
     """How to take a connection from one to the other; None: there is nothing to do. O(settings)"""
-    sql = conversion(carried, wanted, base)
+    sql = conversion(carried, wanted, base, own)
     # A text that cannot be read pins; behind a timeout that strikes at once, nothing may follow unseen; to prepare
     # may take long: a table is locked; and what another connection can do better is to be tried there.
     alone = any(word in sql for word in (PATIENCE, _PREPARING, TEMP_BUFFERS))
@@ -120,12 +125,18 @@ def way(carried: Settings | None, wanted: Settings | None, base: dict[bytes, byt
     return Way(sql, first) if sql else None
 
 
-def conversion(carried: Settings | None, wanted: Settings | None, base: dict[bytes, bytes]) -> bytes:
+def conversion(
+    carried: Settings | None,
+    wanted: Settings | None,
+    base: dict[bytes, bytes],
+    own: frozenset[bytes] = frozenset(),
+) -> bytes:
     """The SQL that takes a connection from one to the other; it runs as one transaction. O(settings)
 
     SET costs the server a third of what `set_config` does: nothing is planned and no snapshot taken.
 
     :param base: what init_query has set: RESET would not return to that
+    :param own: custom names that RESET may return to a value of the log-in
     """
     before = {**base, **dict(carried.items if carried is not None else ())}
     after = {**base, **dict(wanted.items if wanted is not None else ())}
@@ -139,10 +150,13 @@ def conversion(carried: Settings | None, wanted: Settings | None, base: dict[byt
         if name in ROLES or before.get(name) == after.get(name):
             continue
         value = after.get(name)
-        if max(map(len, name.split(b"."))) > _NAME_BYTES:  # SET and RESET would cut it
+        if not name.isascii() or max(map(len, name.split(b"."))) > NAME_BYTES:
+            # SET and RESET would cut it, or take it for a name in the client's encoding.
             changes.append(_set(name, b"NULL" if value is None else literal(value)))
         elif value is None:
-            if before[name] or b"." not in name:  # a custom one reads as an empty string behind RESET, too
+            if (
+                before[name] or b"." not in name or name in own
+            ):  # a custom one reads as an empty string behind RESET, too
                 statements.append(b"RESET " + identifier(name))
         elif name in _LISTS:
             changes.append(_set(name, literal(value)))
@@ -192,19 +206,23 @@ _PREPARE = re.compile(r'prepare\s+("(?:[^"]|"")+"|[A-Za-z_][\w$]*)', re.IGNORECA
 _MAX_PREPARED_BYTES = 65_536
 
 
-def put_back(items: Iterable[tuple[bytes, bytes, bool]]) -> bytes:
+def put_back(items: Iterable[tuple[bytes, bytes, bool]], defaults: dict[bytes, bytes]) -> bytes:
     """The SQL that gives those of these settings their value again that a RESET has taken from the session (or,
-    with True, from the transaction): the base state of a client is what it logged in with."""
+    with True, from the transaction): the base state of a client is what it logged in with.
+
+    :param defaults: what a RESET leaves of those that pg_settings does not list, where that is something
+    """
+    left = {b"role": b"none", **defaults, b"session_authorization": b""}
     values = b",".join(
-        b"(%s,%s,%s)" % (literal(n), literal(v), b"true" if here else b"false") for n, v, here in items
+        b"(%s,%s,%s,%s)" % (literal(n), literal(v), b"true" if here else b"false", literal(left.get(n, b"")))
+        for n, v, here in items
     )
     return (
-        b"SELECT pg_catalog.set_config(n, v, l) FROM (VALUES " + values + b") AS t (n, v, l)"
+        b"SELECT pg_catalog.set_config(n, v, l) FROM (VALUES " + values + b") AS t (n, v, l, d)"
         b" LEFT JOIN pg_catalog.pg_settings AS s"
         b" ON pg_catalog.lower(s.name) OPERATOR(pg_catalog.=) pg_catalog.lower(n)"
         b" WHERE s.source OPERATOR(pg_catalog.<>) 'session' OR (s.name IS NULL AND"
-        b" coalesce(pg_catalog.current_setting(n, true), '') OPERATOR(pg_catalog.=)"
-        b" CASE WHEN n OPERATOR(pg_catalog.=) 'role' THEN 'none' ELSE '' END)"
+        b" coalesce(pg_catalog.current_setting(n, true), '') OPERATOR(pg_catalog.=) d)"
     )
 
 

@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterable
 
 from cenote.errors import ProtocolError
-from cenote.proxy.settings import ROLES, Settings, literal
+from cenote.proxy.settings import NAME_BYTES, ROLES, Settings, literal
 from cenote.sql import touch
 from cenote.wire import messages
 
@@ -40,8 +40,8 @@ HELD = touch.TEMP | touch.ADVISORY | touch.LISTEN | touch.CURSOR
 #: What the question can find out. UNKNOWN is all of it.
 TOLD = touch.SETTINGS | touch.ROLE | touch.PREPARED | HELD
 
-#: What looks like the name of a custom setting, in a text or in a parameter.
-CUSTOM_NAME = re.compile(rb"[A-Za-z_][\w$]*(?:\.[A-Za-z_][\w$]*)+", re.ASCII)
+#: What looks like the name of a custom setting, in a text or in a parameter. No other can be one.
+CUSTOM_NAME = re.compile(rb"[A-Za-z_\x80-\xff][\w$\x80-\xff]*(?:\.[A-Za-z_\x80-\xff][\w$\x80-\xff]*)+")
 
 # A value in the server's own encoding, whatever the client's is: it is written back as such bytes.
 _VALUE = b"pg_catalog.encode(pg_catalog.convert_to(%s, pg_catalog.getdatabaseencoding()), 'hex')"
@@ -49,19 +49,63 @@ _VALUE = b"pg_catalog.encode(pg_catalog.convert_to(%s, pg_catalog.getdatabaseenc
 _NOT_OF_THE_SESSION = b"'{transaction_isolation,transaction_read_only,transaction_deferrable}'::pg_catalog.text[]"
 
 
+# Whether pg_settings lists a setting, without reading all of it: not if NO_SHOW_ALL is said; NULL: there is none.
+_FLAGS = b"pg_catalog.pg_settings_get_flags(n)"
+# The same for PostgreSQL 14 and older.
+_OLD_FLAGS = b"""CASE WHEN pg_catalog.current_setting(n, true) IS NOT NULL THEN CASE WHEN EXISTS (
+SELECT FROM pg_catalog.pg_settings WHERE pg_catalog.lower(name) OPERATOR(pg_catalog.=) n)
+THEN '{}' ELSE '{NO_SHOW_ALL}' END::pg_catalog.text[] END"""
+# A custom setting has a value or none. One that a library has defined is like the server's own: it is the
+# session's if the session has set it.
+_CUSTOM = (
+    b"SELECT CASE WHEN NOT f OPERATOR(pg_catalog.@>) '{NO_SHOW_ALL}' THEN 'd' ELSE 'c' END, "
+    + _VALUE % b"n"
+    + b", CASE WHEN f OPERATOR(pg_catalog.@>) '{NO_SHOW_ALL}' THEN "
+    + _VALUE % b"pg_catalog.current_setting(n, true)"
+    + b" WHEN f IS NOT NULL THEN (SELECT "
+    + _VALUE % b"pg_catalog.current_setting(name)"
+    + b" FROM pg_catalog.pg_settings WHERE pg_catalog.lower(name) OPERATOR(pg_catalog.=) n"
+    b" AND source OPERATOR(pg_catalog.=) 'session') END"
+    b" FROM (SELECT n, %s AS f FROM pg_catalog.unnest(ARRAY[%s]::pg_catalog.text[]) AS u (n)) AS t"
+)
+
+#: What this log-in begins with that pg_settings does not list: custom settings and a role, from ALTER ROLE and
+#: ALTER DATABASE ... SET. One round trip; the answer has the form of a question's.
+DEFAULTS = (
+    b"SELECT 'c', "
+    + _VALUE % b"n"
+    + b", "
+    + _VALUE % b"pg_catalog.current_setting(n, true)"
+    + b""" FROM (SELECT DISTINCT pg_catalog.lower(pg_catalog.split_part(said, '=', 1)) AS n
+FROM pg_catalog.pg_db_role_setting, LATERAL pg_catalog.unnest(setconfig) AS s (said)
+WHERE (setrole OPERATOR(pg_catalog.=) 0::pg_catalog.oid OR setrole OPERATOR(pg_catalog.=)
+(SELECT oid FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) session_user))
+AND (setdatabase OPERATOR(pg_catalog.=) 0::pg_catalog.oid OR setdatabase OPERATOR(pg_catalog.=)
+(SELECT oid FROM pg_catalog.pg_database WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database()))
+) AS t WHERE pg_catalog.strpos(n, '.') OPERATOR(pg_catalog.>) 0
+UNION ALL SELECT 'r', 'role', """
+    + _VALUE % b"pg_catalog.current_setting('role')"
+)
+
 #: Custom settings that code in the database names: function bodies, policies, views, defaults, ALTER ... SET.
-CUSTOMS = rb"""WITH texts(body) AS (
-SELECT prosrc FROM pg_catalog.pg_proc WHERE pronamespace <> 'pg_catalog'::pg_catalog.regnamespace
+CUSTOMS = (
+    rb"""WITH texts(body) AS (
+SELECT CASE WHEN prosrc OPERATOR(pg_catalog.=) '' AND prokind OPERATOR(pg_catalog.=) ANY ('{f,p}'::"char"[])
+THEN pg_catalog.pg_get_functiondef(oid) ELSE prosrc END
+FROM pg_catalog.pg_proc WHERE pronamespace <> 'pg_catalog'::pg_catalog.regnamespace
 UNION ALL SELECT pg_catalog.concat(qual, with_check) FROM pg_catalog.pg_policies
 UNION ALL SELECT definition FROM pg_catalog.pg_views WHERE schemaname NOT IN ('pg_catalog', 'information_schema')
 UNION ALL SELECT pg_catalog.pg_get_expr(adbin, adrelid) FROM pg_catalog.pg_attrdef
 UNION ALL SELECT 'SET ' OPERATOR(pg_catalog.||) pg_catalog.unnest(setconfig) FROM pg_catalog.pg_db_role_setting)
-SELECT DISTINCT pg_catalog.lower(m[1]) FROM texts, LATERAL (
+SELECT """
+    + _VALUE % b"n"
+    + rb""" FROM (SELECT DISTINCT pg_catalog.lower(m[1]) FROM texts, LATERAL (
 SELECT pg_catalog.regexp_matches(body, $r$(?:set_config|current_setting)\s*\(\s*'([^']+\.[^']+)'$r$, 'gi')
 UNION ALL
 SELECT pg_catalog.regexp_matches(body,
 $r$\mset\s+(?:session\s+|local\s+)?([a-z_]\w*\.[\w.]+)\s*(?:=|\mto\M)$r$, 'gi')
-) AS found(m) LIMIT 1000"""
+) AS found(m) LIMIT 500) AS t(n)"""
+)
 
 
 class Told:
@@ -69,6 +113,8 @@ class Told:
 
     settings: by name, those that are set in the session; None: it was not asked for them
     customs: by name, the custom ones asked for that have a value; an empty one may be what another has left
+    looked: the custom names asked for, as the server spells them: SET cuts what is too long
+    defined: those among them that a library has defined: a RESET leaves its own value
     roles: role and session authorization, where they are not the session's own; None: not asked
     prepared: by name, what was prepared by SQL: the text that did it; None: not asked
     named: by name, what was prepared by the protocol; None: not asked
@@ -79,24 +125,25 @@ class Told:
     def __init__(self) -> None:
         self.settings: dict[bytes, bytes] | None = None
         self.customs: dict[bytes, bytes] = {}
+        self.looked: set[bytes] = set()
+        self.defined: set[bytes] = set()
         self.roles: dict[bytes, bytes] | None = None
         self.prepared: dict[bytes, bytes] | None = None
         self.named: dict[bytes, bytes] | None = None
         self.held = 0
         self.asked = 0
 
-    def items(self, before: Iterable[tuple[bytes, bytes]], base: dict[bytes, bytes], asked: set[bytes]) -> Items:
+    def items(self, before: Iterable[tuple[bytes, bytes]], base: dict[bytes, bytes]) -> Items:
         """The settings of the session beside its base state.
 
         :param before: what they were; what was not asked for is still that
-        :param asked: the custom names asked for
         """
         found: dict[bytes, bytes] = {}
         for name, value in before:
             if name in ROLES:
                 kept = self.roles is None
             elif b"." in name:
-                kept = name not in asked
+                kept = name not in self.looked
             else:
                 kept = self.settings is None
             if kept:
@@ -136,21 +183,27 @@ def _shown(value: bytes | None) -> str:
 
 
 def question(
-    touches: int, builtin: bool, customs: Iterable[bytes], audit: bool = False, version: int = 0
+    touches: int,
+    builtin: bool,
+    customs: Iterable[bytes],
+    said: Iterable[bytes] = (),
+    version: int = 0,
+    audit: bool = False,
 ) -> bytes:
     """The SQL that asks what has become of what was touched.
 
     :param builtin: settings that have no dot in their names may be among it
     :param customs: names of custom settings to ask for
+    :param said: more of them, as they were found in texts: in the encoding of the client that is asked about
+    :param version: the server's
     :param audit: no client of its own waits for the answer
-    :param version: the server's; 0: all settings can be carried
     """
     if touches & touch.UNKNOWN:
         touches |= TOLD
     parts = []
     if builtin:
         parts.append(
-            b"SELECT %s, name, " % (_kind(version) if version else b"'s'")
+            b"SELECT %s, name, " % _kind(version)
             + _VALUE % b"pg_catalog.current_setting(name)"
             + b" FROM pg_catalog.pg_settings WHERE source OPERATOR(pg_catalog.=) 'session'"
             b" AND name OPERATOR(pg_catalog.<>) ALL (" + _NOT_OF_THE_SESSION + b")"
@@ -158,10 +211,11 @@ def question(
     if touches & touch.ROLE:
         parts.append(b"SELECT 'r', 'role', " + _VALUE % b"pg_catalog.current_setting('role')")
         parts.append(b"SELECT 'r', 'session_authorization', " + _VALUE % b"session_user::pg_catalog.text")
-    parts += [
-        b"SELECT 'c', %s, %s" % (quoted, _VALUE % (b"pg_catalog.current_setting(%s, true)" % quoted))
-        for quoted in map(literal, sorted(customs))
-    ]
+    names = [literal(name) for name in sorted(customs)]
+    for name in sorted(said):
+        names += _spellings(name)
+    if names:
+        parts.append(_CUSTOM % (_FLAGS if version >= 15 else _OLD_FLAGS, b",".join(names)))
     if touches & touch.PREPARED:
         # By the protocol there may be thousands: an audit does not ask for them.
         whose = b" WHERE from_sql" if audit else b""
@@ -196,6 +250,22 @@ def version_of(parameters: dict[bytes, bytes]) -> int:
     return int(digits[0]) if digits is not None else 1
 
 
+def _spellings(name: bytes) -> list[bytes]:
+    """What a name in a text may be to the server, as SQL: `set_config` takes it as it is, SET cuts its parts."""
+    if not CUSTOM_NAME.fullmatch(name):
+        return []  # the server refuses it
+    names = [_constant(name)]
+    parts = name.split(b".")
+    if max(map(len, parts)) * 4 > NAME_BYTES:  # a byte here may be four there
+        cut = b", '.', ".join(_constant(part) + b"::pg_catalog.name" for part in parts)
+        names.append(b"pg_catalog.concat(" + cut + b")")
+    return names
+
+
+def _constant(name: bytes) -> bytes:
+    return literal(name) if name.isascii() else b"'" + name + b"'"
+
+
 def patient(sql: bytes) -> bytes:
     """The same question for a session whose statement_timeout is too short for it: that is asked for first, and
     set aside for the rest."""
@@ -210,10 +280,10 @@ def _bytes(hexed: bytes | None) -> bytes | None:
         raise ProtocolError("the answer to a question about the session is not of the form asked for") from None
 
 
-def answer(rows: Iterable[bytes], touches: int, builtin: bool, user: bytes) -> Told:
+def answer(rows: Iterable[bytes], touches: int, builtin: bool, roles: dict[bytes, bytes]) -> Told:
     """What the rows say.
 
-    :param user: whom the connection logged in as
+    :param roles: role and session authorization of the session's base state
     :raises ProtocolError: they are no rows
     """
     told = Told()
@@ -235,9 +305,14 @@ def answer(rows: Iterable[bytes], touches: int, builtin: bool, user: bytes) -> T
             told.settings[(name or b"").lower()] = value or b""
             if kind == b"f":
                 told.held |= touch.SETTINGS
-        elif kind == b"c" and value is not None:
-            told.customs[name or b""] = value
-        elif kind == b"r" and told.roles is not None and value != (b"none" if name == b"role" else user):
+        elif kind in (b"c", b"d"):
+            custom = _bytes(name) or b""
+            told.looked.add(custom)
+            if kind == b"d":
+                told.defined.add(custom)
+            if value is not None:
+                told.customs[custom] = value
+        elif kind == b"r" and told.roles is not None and value != roles.get(name or b""):
             told.roles[name or b""] = value or b""
         elif kind == b"p" and told.prepared is not None:
             told.prepared[_bytes(name) or b""] = value or b""

@@ -24,7 +24,7 @@ cdef class Tied(Named):
     @cython.locals(touches=int)
     cdef beware_bound(self, ServerConnection server, Reading reading, bytes data, Py_ssize_t i, Py_ssize_t j,
                       Py_ssize_t end)
-    cdef suspect(self, ServerConnection server, bytes fingerprint)
+    cdef suspect(self, ServerConnection server, Reading reading, bytes data, Py_ssize_t i, Py_ssize_t end)
     @cython.locals(touches=int)
     cdef _note(self, ServerConnection server, Reading reading, bytes data, Py_ssize_t i, Py_ssize_t end)
     cdef _mind_base(self, tuple resets)

@@ -11,7 +11,7 @@ from time import monotonic
 
 from cenote.proxy import kinds
 from cenote.proxy.naming import Named
-from cenote.proxy.prepared import Reading, bound, executed
+from cenote.proxy.prepared import Reading, bound, bound_names, executed
 from cenote.proxy.replies import NONE
 from cenote.proxy.server import ServerConnection
 from cenote.sql import touch
@@ -23,6 +23,7 @@ _BIND, _EXECUTE, _DESCRIBE, _SYNC, _FLUSH = kinds.BIND, kinds.EXECUTE, kinds.DES
 _PREPARED, _SEQUENCE, _UNKNOWN, _LOAD = touch.PREPARED, touch.SEQUENCE, touch.UNKNOWN, touch.LOAD
 _SETTINGS, _TEMP = touch.SETTINGS, touch.TEMP
 _IDLE, _FAILED = 0x49, 0x45  # I and E, as a transaction status
+_MAX_HINTS = 256
 
 
 class Tied(Named):
@@ -93,13 +94,24 @@ class Tied(Named):
                 self.copy_portals = set()
             self.copy_portals.add(data[i + 5 : j])
 
-    def suspect(self, server: ServerConnection, fingerprint: bytes) -> None:
+    def suspect(self, server: ServerConnection, reading: Reading, data: bytes, i: int, end: int) -> None:
         """What is about to run does more than it shows: if it is new, or known to touch something, the server will
         be asked."""
         server.hid = True
         if self.settings is not None and self.settings.temporary:
             self.touched |= _TEMP
-        if self.pool.audits and self.pool.suspect(server, fingerprint) and not self.raw:
+        if not self.pool.audits:
+            return
+        if reading.defines:
+            server.defines = server.audit = True
+        known = self.pool.suspect(server, reading.fingerprint) and not self.raw
+        if reading.calls and (known or server.audit):
+            names = {*reading.said, *(bound_names(data[i + 5 : end]) if data[i] == _BIND else ())}
+            if len(server.hints) < _MAX_HINTS:
+                server.hints |= names
+            if known:
+                self.customs = (self.customs or set()) | names
+        if known:
             self.touched |= _UNKNOWN
             self.builtin = True
 

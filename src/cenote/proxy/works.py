@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from binascii import unhexlify
 from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any
@@ -22,8 +23,8 @@ from cenote.proxy.pool import ProxyPool
 from cenote.proxy.prepared import read
 from cenote.proxy.replies import NONE, OWN_QUERY, OWN_SYNC, QUERY, SYNC
 from cenote.proxy.server import ServerConnection
-from cenote.proxy.settings import AT_ONCE, TIMEOUT, conversion, put_back
-from cenote.proxy.state import CUSTOM_NAME, CUSTOMS, answer, differences, patient, question, version_of
+from cenote.proxy.settings import AT_ONCE, PATIENCE, TIMEOUT, conversion, put_back
+from cenote.proxy.state import CUSTOM_NAME, CUSTOMS, DEFAULTS, answer, differences, patient, question, version_of
 from cenote.proxy.target import Target
 from cenote.reasons import Failure
 from cenote.sql import touch
@@ -33,6 +34,7 @@ log = get_log("cenote.proxy.pool")
 
 _LET_GO_S = 5.0  # how long a server may take to let go of a closed connection
 _CANCEL_S = 10.0
+_LOOK_AGAIN_S = 60.0  # functions may be made past the proxy
 _IN_FAILED = 0x45
 _IDLE = 0x49
 
@@ -110,6 +112,8 @@ class Works:
             begun = monotonic()
             server = await self._dial(timeout)
             await pool.budget.introduced(server)
+            if pool.audits:
+                await self._learn_defaults(server, max(0.1, timeout - (monotonic() - begun)))
             if pool.options.init_query:
                 left = max(0.1, timeout - (monotonic() - begun))
                 error = await self._run(server, pool.options.init_query.encode(), left)
@@ -151,24 +155,37 @@ class Works:
             machine.dialed(slot, monotonic())
         pool.perform()
 
+    async def _learn_defaults(self, server: ServerConnection, timeout: float) -> None:
+        """What ALTER ROLE or ALTER DATABASE gave this log-in; another one, earlier or later, may have others."""
+        rows: list[bytes] = []
+        error = await self._run(server, PATIENCE + b";" + DEFAULTS, timeout, rows)
+        if error == b"":
+            text = f"the server did not say what the log-in begins with within {timeout:.3g} s"
+            raise DialError("08006", text, Failure.DESTINATION)
+        if error is None:
+            with contextlib.suppress(ProtocolError):
+                told = answer(rows, touch.ROLE, False, server.defaults)
+                server.defaults = {**server.defaults, **told.customs, **(told.roles or {})}
+                self.pool.resettable(told.customs)
+
     async def _learn_base(self, server: ServerConnection, timeout: float) -> None:
         """What init_query has set is the state that RESET is to return to."""
         rows: list[bytes] = []
         customs = read((self.pool.options.init_query or "").encode()).customs
-        sql = question(touch.SETTINGS | touch.ROLE, True, customs)
+        sql = question(touch.SETTINGS | touch.ROLE, True, (), customs, version_of(server.parameters))
         if await self._run(server, sql, timeout, rows) is None:
             with contextlib.suppress(ProtocolError):
-                told = answer(rows, touch.SETTINGS | touch.ROLE, True, self.target.user.encode())
+                told = answer(rows, touch.SETTINGS | touch.ROLE, True, server.defaults)
                 self.pool.ways.clear()
-                self.pool.base_items = {
-                    **(told.settings or {}),
-                    **told.customs,
-                    **(told.roles or {}),
-                }
+                self.pool.base_items = dict(told.items((), server.defaults))
 
     async def _dial(self, timeout: float) -> ServerConnection:
         secrets: Secrets = self.pool.daemon.gate.secrets
-        return await secrets.dial(self.target, lambda: ServerConnection(self.pool), {}, timeout, self._noticed)
+        server: ServerConnection = await secrets.dial(
+            self.target, lambda: ServerConnection(self.pool), {}, timeout, self._noticed
+        )
+        server.defaults = {b"role": b"none", b"session_authorization": self.target.user.encode()}
+        return server
 
     def _noticed(self, fields: dict[str, str]) -> None:
         """The server, or a login event trigger, says something to whoever logs in: nobody but us is there."""
@@ -290,13 +307,17 @@ class Works:
                 return False
             server.forget_all()
             server.unclean = False
+            server.proof = -1
             base = [(name, value, False) for name, value in self.pool.base_items.items()]
-            if base and await self._run(server, put_back(base), deadline - monotonic()) is not None:
+            if (
+                base
+                and await self._run(server, put_back(base, server.defaults), deadline - monotonic()) is not None
+            ):
                 return False
             self.pool.carry(server, None)
         if server.expires:
             lasting = self.pool.lasting(server.settings)
-            sql = conversion(server.settings, lasting, self.pool.base_items)
+            sql = conversion(server.settings, lasting, self.pool.base_items, self.pool.resets_to)
             if await self._run(server, sql, deadline - monotonic()) is not None:
                 return False
             self.pool.carry(server, lasting)
@@ -307,28 +328,36 @@ class Works:
     async def _audited(self, server: ServerConnection, deadline: float) -> bool:
         """Whether the session is what it is taken for."""
         pool = self.pool
-        suspects, server.suspects = server.suspects, []
+        suspects, server.suspects = server.suspects, {}
+        hints, server.hints = server.hints, set()
         server.audit = False
-        if pool.customs_due:
+        if server.defines:
+            server.defines = False
+            pool.defined()
+        if pool.customs_of != pool.definitions or monotonic() - pool.customs_at > _LOOK_AGAIN_S:
             await self._find_customs(server, deadline)
         rows: list[bytes] = []
-        customs = pool.customs | server.stain
-        sql = question(touch.UNKNOWN, True, customs, True, version_of(server.parameters))
+        base = pool.base_of(server)
+        customs = pool.custom_names() | server.stain | {name for name in base if b"." in name}
+        sql = question(touch.UNKNOWN, True, customs, hints, version_of(server.parameters), audit=True)
         if server.settings is not None and any(name == TIMEOUT for name, _ in server.settings.items):
             sql = patient(sql)
         if await self._run(server, AT_ONCE + b";" + sql, max(0.1, deadline - monotonic()), rows) is not None:
             return False
         try:
-            told = answer(rows, touch.UNKNOWN, True, self.target.user.encode())
+            told = answer(rows, touch.UNKNOWN, True, base)
         except ProtocolError:
             return False
         pool.audits_done += 1
-        found = differences(server.settings, told.items((), pool.base_items, customs), pool.base_items, told)
+        pool.had_values(told.customs)
+        pool.resettable(told.defined)
+        found = differences(server.settings, told.items((), base), base, told)
         if not found:
+            if server.proof == pool.definitions:
+                pool.audit_told([text for text, new in suspects.items() if new], False)
             return True
         pool.incidents += 1
-        for fingerprint in suspects:
-            pool.audited[fingerprint] = True
+        pool.audit_told([text for text, new in suspects.items() if new] or suspects, True)
         log.error(
             "state_leaked",
             pool=pool.name,
@@ -340,13 +369,15 @@ class Works:
 
     async def _find_customs(self, server: ServerConnection, deadline: float) -> None:
         """Names of custom settings that the code in this database may set."""
-        self.pool.customs_due = False
+        pool = self.pool
         rows: list[bytes] = []
-        if await self._run(server, AT_ONCE + b";" + CUSTOMS, max(0.1, deadline - monotonic()), rows) is None:
-            for row in rows:
-                (name,) = messages.values(row)
-                if name and CUSTOM_NAME.fullmatch(name):
-                    self.pool.customs.add(name.lower())
+        definitions = pool.definitions
+        sql = AT_ONCE + b";" + PATIENCE + b";" + CUSTOMS
+        if await self._run(server, sql, max(0.1, deadline - monotonic()), rows) is None:
+            names = [unhexlify(messages.values(row)[0] or b"").lower() for row in rows]
+            pool.code_customs = frozenset(name for name in names if CUSTOM_NAME.fullmatch(name))
+        # Only now: who is audited meanwhile may have run what is new, and asks for itself.
+        pool.customs_of, pool.customs_at = definitions, monotonic()
 
     async def _close(self, slot: Slot) -> None:
         """Close a connection and wait until the server has let go of it."""
