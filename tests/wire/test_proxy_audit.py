@@ -211,8 +211,8 @@ async def test_C20_a_client_with_more_custom_settings_than_can_be_carried_keeps_
     async with await proxy.client() as client, await proxy.client() as other:
         for begin in range(0, 300, 60):
             await tell(client, ";".join(f"SET app.n{n} = 'x'" for n in range(begin, begin + 60)))
-        assert pinned(proxy) == 1
         assert await shown(client, "app.n0", "app.n299") == ["x", "x"]
+        assert pinned(proxy) == 1
         assert await shown(other, "app.n0", "app.n299") == ["", ""]
         pid = await pid_of(client)
         assert proxy.call(lambda: len(proxy.pools()[0].customs)) <= 256
