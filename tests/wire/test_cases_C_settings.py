@@ -867,9 +867,9 @@ async def test_C20a_a_stained_connection_goes_to_those_who_set_that_name(pair):
     """Then nobody else meets the empty string, as long as there are others."""
     async with await pair.client() as client, await pair.client() as other:
         await tell(client, "SET app.tenant = 'mine'")
-        await pair.reached(idle=1)  # while it is audited, a new one may be opened
+        await pair.reached(leased=0, resetting=0)  # while it is audited, another one may be lent
         stained = await pid_of(client)
-        await pair.reached(idle=1)
+        await pair.reached(leased=0, resetting=0)
         async with elsewhere(pair, client):
             clean = await pid_of(other)
         assert clean != stained
