@@ -10,6 +10,7 @@ from cenote.sql import touch
 from cenote.sql.classify import Classifier, classify
 from cenote.sql.scan import scan
 from cenote.sql.touch import PREPARED, ROLE, SEQUENCE, SETTINGS, TEMP, UNKNOWN
+from cenote.sql.verdict import DEFAULT
 
 
 def test_every_flag_is_one_bit_with_a_word_of_its_own() -> None:
@@ -55,6 +56,28 @@ def test_no_setting_is_named_unless_all_are_known(text: str) -> None:
     verdict = classify(text)
     assert verdict.touches & SETTINGS
     assert verdict.settings == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "assigns"),
+    [
+        ("set a = 1", []),
+        ("set local a = 1", [("a", "", True)]),
+        ('set/**/local "A"."b" to default', [("a.b", DEFAULT, True)]),
+        ("set local a = 'default'", [("a", "", True)]),
+        ("set time zone/**/local", [("timezone", DEFAULT, False)]),
+        ("set local role r", [("role", "", True)]),
+        ("set transaction read only", []),
+        ("select set_config('a', 'x', false)", []),
+        ("select set_config('a', 'x', true)", [("a", "", True)]),
+        ("select set_config('a', null, false)", [("a", DEFAULT, False)]),
+        ("select set_config('a', lower('X'), true)", [("a", DEFAULT, True)]),
+        ("select set_config($1, $2::text, true)", [("$1", "$2", True)]),
+        ("select set_config(n, 'x', true) from t", [("", "", True)]),
+    ],
+)
+def test_what_is_set_for_a_transaction_or_to_its_default_is_told(text, assigns) -> None:
+    assert list(classify(text).assigns) == assigns
 
 
 def test_a_computed_name_may_be_the_role() -> None:

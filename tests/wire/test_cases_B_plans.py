@@ -188,6 +188,19 @@ async def test_B18_what_an_executed_statement_sets_is_its_clients(proxy_for, pg1
 
 
 @wire
+async def test_B18_what_is_prepared_amid_other_settings_keeps_its_connection(proxy_for, pg18):
+    text = "PREPARE p AS SELECT '2020-01-02 00:00'::timestamptz::text"
+    proxy = proxy_for(pg18, max_size=2)
+    async with await proxy.client() as client, await proxy.client() as other:
+        await other.query(text)
+        wanted = value(await other.query("EXECUTE p"))
+        await client.query("BEGIN; SET LOCAL TimeZone = 'Asia/Tokyo'; " + text + "; COMMIT")
+        await until(lambda: pinned(proxy) == 1, "it cannot be carried")
+        assert value(await client.query("EXECUTE p")) != wanted
+        assert value(await other.query("EXECUTE p")) == wanted
+
+
+@wire
 async def test_B18_a_statement_whose_table_is_gone_fails_for_its_client_alone(proxy_for, pg18, changing):
     proxy = proxy_for(pg18, max_size=1)
     async with await proxy.client() as client, await proxy.client() as other:

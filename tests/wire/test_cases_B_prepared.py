@@ -249,6 +249,73 @@ async def test_B10_what_a_text_means_depends_on_the_settings_it_was_parsed_under
         admin.rows("DROP SCHEMA b_one, b_two CASCADE")
 
 
+NOON = "SELECT '2020-01-02 00:00'::timestamptz::text || ' ' || '01/02/2020'::date::text"
+TOKYO = "SET {}TimeZone = 'Asia/Tokyo'; SET {}DateStyle = 'DMY'"
+
+
+@pytest.mark.parametrize("name", ["s", ""])
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["BEGIN; " + TOKYO.format("LOCAL ", "LOCAL ")],
+        ["BEGIN; " + TOKYO.format("", "")],
+        ["BEGIN", "SELECT set_config('TimeZone', 'Asia/Tokyo', true), set_config('DateStyle', 'DMY', true)"],
+        ["BEGIN", "DO $$BEGIN SET LOCAL TimeZone = 'Asia/Tokyo'; SET LOCAL DateStyle = 'DMY';END$$"],
+    ],
+    ids=["SET LOCAL", "SET", "set_config", "DO"],
+)
+@wire
+async def test_B10_what_is_parsed_amid_other_settings_is_nobody_elses(single, texts, name):
+    async with await single.client() as client, await single.client() as other:
+        wanted = value(await other.query(NOON))
+        for text in texts:
+            await client.query(text)
+        assert value(await ask(client, parse(name, NOON), again(name))) != wanted
+        await client.query("ROLLBACK")
+        assert value(await ask(other, parse(name, NOON), again(name))) == wanted
+
+
+@wire
+async def test_B10_what_is_parsed_behind_a_set_in_its_batch_is_nobody_elses(single):
+    async with await single.client() as client, await single.client() as other:
+        wanted = value(await other.query(NOON))
+        assert value(await ask(client, run("SET TimeZone = 'Asia/Tokyo'"), parse("s", NOON), again("s"))) != wanted
+        assert value(await ask(other, parse("s", NOON), again("s"))) == wanted
+        assert value(await ask(client, parse("t", NOON), again("t"))) != wanted
+
+
+@pytest.mark.parametrize("local", ["LOCAL ", ""])
+@wire
+async def test_B10_what_is_brought_to_a_backend_under_other_settings_is_nobody_elses(pair, local):
+    """Its client prepared it before, on the other connection, where somebody shares it."""
+    async with await pair.client() as client, await pair.client() as other:
+        wanted = value(await ask(client, parse("s", NOON), again("s")))
+        await other.query("BEGIN")
+        assert value(await ask(other, parse("s", NOON), again("s"))) == wanted
+        if not local:
+            await client.query(TOKYO.format("", ""))
+        await client.query("BEGIN; " + TOKYO.format(local, local))
+        await other.query("COMMIT")
+        await other.query("BEGIN")
+        await ask(client, again("s"))
+        await client.query("COMMIT")
+        for _ in range(2):
+            assert value(await ask(other, again("s"))) == wanted
+            await other.query("COMMIT")
+            await client.query("BEGIN")
+
+
+@wire
+async def test_B10_what_cannot_change_a_meaning_takes_nothing_from_the_others(single):
+    async with await single.client() as client, await single.client() as other:
+        await client.query("BEGIN; SET LOCAL statement_timeout = '1min'; SET LOCAL work_mem = '5MB'")
+        await ask(client, run("SELECT set_config('app.tenant', $1, true)", "mine"))
+        await ask(client, parse("s", "SELECT 'shared by B10'"))
+        await client.query("COMMIT")
+        await ask(other, parse("s", "SELECT 'shared by B10'"))
+        assert value(await other.query(THERE.format("shared by B10"))) == "1"
+
+
 # -- B12 -----------------------------------------------------------------------------------------------------
 
 

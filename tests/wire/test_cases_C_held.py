@@ -317,7 +317,7 @@ async def test_C16_discarding_what_is_not_there_keeps_nobody(single):
 
 @pytest.mark.parametrize("ask", ["SELECT lastval()", "SELECT currval('c16_id_seq')"])
 @pytest.mark.parametrize(
-    "how", ["simple", "in a transaction", "pipelined", "in a batch", "prepared", "behind a SELECT"]
+    "how", ["simple", "in a transaction", "pipelined", "in a batch", "prepared", "behind a SELECT", "EXECUTE"]
 )
 @wire
 async def test_C16a_nobody_is_told_a_number_that_another_has_taken(single, serial, how, ask):
@@ -326,7 +326,11 @@ async def test_C16a_nobody_is_told_a_number_that_another_has_taken(single, seria
         await other.send(parse("s", ask) + SYNC)
         await other.until_ready()
         await tell(client, "INSERT INTO c16 (v) VALUES ('mine')")
-        if how == "simple":
+        if how == "EXECUTE":
+            await tell(other, "PREPARE p AS " + ask)
+            await tell(client, "INSERT INTO c16 (v) VALUES ('mine')")
+            answer = await other.query("EXECUTE p")
+        elif how == "simple":
             answer = await other.query(ask)
         elif how == "in a transaction":
             await tell(other, "BEGIN")

@@ -219,7 +219,16 @@ async def test_C4_what_is_local_ends_with_its_transaction(pair, texts, extended)
         assert await shown(client, "work_mem", "app.tenant") == ["4MB", "mine"]
 
 
-@pytest.mark.parametrize("text", ["SET LOCAL DateStyle TO DEFAULT", 'SET LOCAL "datestyle" = DEFAULT'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SET LOCAL DateStyle TO DEFAULT",
+        'SET LOCAL "datestyle" = DEFAULT',
+        "SET/**/LOCAL DateStyle/**/TO DEFAULT",
+        "SELECT set_config('DateStyle', NULL, true)",
+        "SELECT set_config('DateStyle', nullif('', ''), true)",
+    ],
+)
 @EXTENDED
 @wire
 async def test_C4_a_local_default_is_the_clients_own(pair, text, extended):
@@ -231,6 +240,16 @@ async def test_C4_a_local_default_is_the_clients_own(pair, text, extended):
             await tell(client, "COMMIT")
             assert await shown(client, "DateStyle") == client.parameters["DateStyle"] == after
             await tell(client, "SET DateStyle = 'ISO, DMY'")
+
+
+@pytest.mark.parametrize("text", ['SET LOCAL "app"."tenant" TO DEFAULT', "SET LOCAL app.tenant = /**/ DEFAULT"])
+@wire
+async def test_C4_a_local_default_of_a_custom_setting_is_the_clients_own(pair, text):
+    async with await pair.client(params={"options": "-c app.tenant=born"}) as client:
+        await tell(client, "SET app.tenant = 'mine'", "BEGIN", text)
+        assert await shown(client, "app.tenant") == "born"
+        await tell(client, "COMMIT")
+        assert await shown(client, "app.tenant") == "mine"
 
 
 # -- C5: set_config -----------------------------------------------------------------------------------------------
@@ -281,6 +300,36 @@ async def test_C5_what_set_config_sets_is_its_clients_however_it_is_called(pair,
     async with await pair.client() as third, await pair.client() as fourth:
         await third.query("BEGIN")
         assert await shown(third, "app.c5") == await shown(fourth, "app.c5") == ""
+
+
+@pytest.mark.parametrize("pieces", [0, 7], ids=["whole", "in pieces"])
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("SELECT set_config('DateStyle', NULL, false)", ()),
+        ("SELECT set_config('DateStyle', $1, false)", (None,)),
+        ("SELECT set_config($1, $2::text, false)", ("DateStyle", None)),
+        ("SELECT set_config($1, NULL, false)", ("DateStyle",)),
+    ],
+)
+@wire
+async def test_C5_a_null_is_the_clients_own_value(pair, text, values, pieces):
+    async with await pair.client(params=GERMAN) as client:
+        await tell(client, "SET DateStyle = 'ISO, DMY'")
+        message = run(text, *values) + SYNC
+        await client.send_in_pieces(message, pieces or len(message))
+        assert "E" not in kinds(await client.until_ready())
+        assert await shown(client, "DateStyle") == client.parameters["DateStyle"] == "German, DMY"
+        async with elsewhere(pair, client):
+            assert await shown(client, "DateStyle") == "German, DMY"
+
+
+@wire
+async def test_C5_an_empty_value_is_no_null(pair):
+    async with await pair.client(params={"options": "-c app.tenant=born"}) as client:
+        await client.send(run("SELECT set_config('app.tenant', $1, false)", "") + SYNC)
+        await client.until_ready()
+        assert await shown(client, "app.tenant") == ""
 
 
 @pytest.mark.parametrize("cut", [0, 1, 3, 10, 14])

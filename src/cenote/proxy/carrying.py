@@ -231,7 +231,7 @@ class Carrying(Pinning):
         """
         items = {**self.base_items, **dict(client.startup.items if client.startup is not None else ())}
         lost = [
-            (name, value, resets.get(name, False))
+            (name, value, resets.get(name, resets.get(b"*", False)))
             for name, value in items.items()
             if name in resets or (b"*" in resets and name not in ROLES)
         ]
@@ -340,7 +340,7 @@ class Carrying(Pinning):
         for name, text in (told.prepared or {}).items():
             # What was carried here was prepared by us: its own text is known better.
             alone = had[name] if text == had.get(name) else preparing(name, text)
-            if alone is None or len(prepared) >= MAX_PREPARED_BY_SQL:
+            if alone is None or (client.apart and alone != had.get(name)) or len(prepared) >= MAX_PREPARED_BY_SQL:
                 return False
             prepared[name] = alone
         if prepared != had:
@@ -389,12 +389,13 @@ class Carrying(Pinning):
 
     def statement(self, settings: Settings | None, tail: bytes, reading: Any) -> Statement:
         """The statement that is this text with these types under these settings. O(tail)"""
-        key = (settings.meaning if settings is not None else None, tail)
+        means = settings.meaning if settings is not None else None
+        key = (means, tail)
         statement = self.statements.get(key)
         if statement is None:
             if len(self.statements) >= _MAX_STATEMENTS:
                 self.statements.clear()  # those in use stay with who uses them
-            statement = Statement(tail, reading)
+            statement = Statement(tail, reading, means)
             self.statements[key] = statement
         return statement
 

@@ -376,6 +376,7 @@ class ClientSession(Requesting):
                 if self.touched and not self.raw:
                     self.pool.learn(self, server)
                 else:
+                    self.apart = False
                     self.pool.settled(self, server)
         elif server.status != _IDLE:
             self.pool.in_transaction(self, server)

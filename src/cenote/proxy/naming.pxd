@@ -14,6 +14,8 @@ cdef class Named(Borrower):
 
     @cython.locals(old=Statement, other=Statement, statement=Statement, there=bytes)
     cdef bint parse_named(self, ServerConnection server, bytes name, bytes tail) except -1
+    cdef Statement statement_of(self, bytes tail, reading)
+    cdef Statement statement_now(self, ServerConnection server, bytes name, Statement statement)
     @cython.locals(statement=Statement)
     cdef bint parse_known(self, bytes data, Py_ssize_t at, Py_ssize_t end) except -1
     @cython.locals(oldest=Statement, statement=Statement)

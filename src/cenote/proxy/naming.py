@@ -45,6 +45,9 @@ class Named(Borrower):
         if old is not None:
             # The server shall say 42P05, or what else is wrong, as it would to a client of its own.
             there = server.known.get(old)
+            if there is None:
+                old = self.statement_now(server, name, old)
+                there = server.known.get(old)
             if there != name:
                 if there is not None:
                     server.close_statement(old, there)
@@ -55,7 +58,7 @@ class Named(Borrower):
             server.replies.add(Entry(_OWED_NAMED_PARSE))
             return False
         reading = read(tail[: tail.index(b"\0")])
-        statement = self.pool.statement(self.settings, tail, reading)
+        statement = self.statement_of(tail, reading)
         self.pool.tick += 1
         statement.used = self.pool.tick
         self.statements[name] = statement
@@ -78,6 +81,21 @@ class Named(Borrower):
             return False
         server.write(messages.parse(there, tail))
         return True
+
+    def statement_of(self, tail: bytes, reading: Any) -> Statement:
+        """What this is as a statement under the settings there are now."""
+        if self.apart:
+            return Statement(tail, reading, None, True)
+        statement: Statement = self.pool.statement(self.settings, tail, reading)
+        return statement
+
+    def statement_now(self, server: ServerConnection, name: bytes, statement: Statement) -> Statement:
+        """What this statement of the client is on a server that lacks it: it is prepared there under the settings
+        there are now, and must not be taken for one prepared under others."""
+        means = self.settings.meaning if self.settings is not None else None
+        if statement.own or (not self.apart and statement.meaning == means):
+            return statement
+        return self.renewed(server, name, statement)
 
     def parse_known(self, data: bytes, at: int, end: int) -> bool:
         """Parse, without a server connection, of what some server has parsed before: answered here.
@@ -122,6 +140,10 @@ class Named(Borrower):
             if other is not None:
                 server.close_statement(other, name)
             return name
+        statement = self.statement_now(server, name, statement)
+        known = server.known.get(statement)
+        if known is not None:
+            return known
         there = self.name_there(server, name)
         server.write(messages.parse(there, statement.tail))
         server.know(statement, there)
@@ -129,11 +151,11 @@ class Named(Borrower):
         return there
 
     def renewed(self, server: ServerConnection, name: bytes, old: Statement) -> Statement:
-        """A statement in place of one whose rows have changed."""
+        """A statement in place of one whose rows have changed, or that was prepared under other settings."""
         there = server.known.get(old)
         if there is not None:
             server.close_statement(old, there)
-        statement: Statement = self.pool.statement(self.settings, old.tail, old.reading)
+        statement = self.statement_of(old.tail, old.reading)
         if self.statements is not None:
             self.statements[name] = statement
         return statement
@@ -151,7 +173,7 @@ class Named(Borrower):
     def describe(self, server: ServerConnection, name: bytes) -> bool:
         """Describe of a statement. Whether it was sent here, under another name."""
         if not name:
-            if server.unnamed is None or server.unnamed != self.unnamed:
+            if server.unnamed is None or server.unnamed is not self.unnamed:
                 self.bring_unnamed(server)
             return False
         statement = self.statements.get(name) if self.statements is not None else None
@@ -170,12 +192,13 @@ class Named(Borrower):
         for name, statement in list(server.names.items()):
             if mine.get(name) is not statement:
                 server.close_statement(statement, name)
-        for name, statement in mine.items():
+        for name, old in list(mine.items()):
+            statement = old if old in server.known else self.statement_now(server, name, old)
             if server.known.get(statement) != name:
                 server.write(messages.parse(name, statement.tail))
                 server.know(statement, name)
                 server.replies.add(Entry(_OWED_OWN_PARSE if inside else _OWED_OWN_BRING, statement, name))
-        if self.unnamed is not None and server.unnamed != self.unnamed:
+        if self.unnamed is not None and server.unnamed is not self.unnamed:
             self.bring_unnamed(server)
         if server.replies.open and not inside:
             server.sync()  # what cannot be prepared any more shall not take the client's next message with it

@@ -1,6 +1,8 @@
 cdef class Statement:
     cdef public bytes tail
     cdef public Reading reading
+    cdef public object meaning
+    cdef public bint own
     cdef public long long used
     cdef public bint proved
     cdef public bint changed
@@ -19,6 +21,8 @@ cdef class Reading:
     cdef public int ends
     cdef public int ties
     cdef public tuple unlistens
+    cdef public tuple nulls_at
+    cdef public bint alters
     cdef public bint hidden
     cdef public bint calls
     cdef public tuple said

@@ -15,23 +15,31 @@ from cenote.proxy.settings import ROLES
 from cenote.proxy.state import CUSTOM_NAME, HELD
 from cenote.sql import touch
 from cenote.sql.classify import classify
+from cenote.sql.verdict import DEFAULT, Assign, Verdict
 
-# Settings that cannot change the meaning of a text.
-_MEANINGLESS = frozenset((b"application_name", b"client_min_messages", b"extra_float_digits", b"bytea_output"))
+# Settings that cannot change the meaning of a text: custom ones, and those that limit, commit, log and print.
+_MEANINGLESS = re.compile(
+    rb".*\..*|.*_timeout|.*_mem|log_.*|(?:default_)?transaction_(?:isolation|read_only|deferrable)|seed"
+    rb"|synchronous_commit|application_name|client_min_messages|extra_float_digits|bytea_output",
+    re.DOTALL,
+)
 
 
 class Statement:
     """What was prepared. Shared by all who prepare the same; compared by identity.
 
     tail: text, zero, number of parameter types, types: all of Parse behind the name
+    meaning: of the settings under which it is prepared; own: those nobody could tell, so one client has it alone
     reading: what it may touch
     used: when it was last bound, on the pool's own counter
     proved: a server has parsed it
     changed: its rows are others now than when it was prepared
     """
 
-    def __init__(self, tail: bytes, reading: Reading) -> None:
+    def __init__(self, tail: bytes, reading: Reading, meaning: object = None, own: bool = False) -> None:
         self.tail = tail
+        self.meaning = meaning
+        self.own = own
         self.reading = reading
         self.used = 0
         self.proved = False
@@ -49,6 +57,9 @@ class Reading:
     names_at: which of its parameters are names of settings; untold: it computes names, and nobody can tell which
     resets: settings that it may take back to the server's base state, which is not the client's, and whether for
         the transaction only; `*` is all but the role
+    nulls_at: of the settings that it takes back when a parameter is NULL: name (if known, else the number of the
+        parameter that has it), number of that parameter (0: it is NULL), and whether for the transaction only
+    alters: it may change settings that decide what a text means, be it for the transaction only
     ties: kinds of state that it may leave and that keep a connection
     unlistens: the channels it may listen to no more; `*` is all of them, an empty name what cannot be told
     ends: kinds of state that keep a connection and of which it may end the last
@@ -76,6 +87,8 @@ class Reading:
         calls: bool = False,
         said: tuple[bytes, ...] = (),
         defines: bool = False,
+        nulls_at: tuple[tuple[bytes, int, int, bool], ...] = (),
+        alters: bool = False,
     ) -> None:
         self.touches = touches
         self.copies = copies
@@ -93,6 +106,8 @@ class Reading:
         self.calls = calls
         self.said = said
         self.defines = defines
+        self.nulls_at = nulls_at
+        self.alters = alters
         self.hidden = fingerprint != b""
         self.matters = bool(touches or copies or resets or reads & touch.SEQUENCE)
 
@@ -134,8 +149,9 @@ def _read(text: bytes) -> Reading:
     hides = verdict.hidden or bool(verdict.unknown_functions)
     calls = bool(verdict.unknown_functions) or touches & touch.UNKNOWN != 0
     ends = (HELD if hides else 0) | verdict.reads & touch.CURSOR
-    local = _LOCAL_DEFAULT.findall(text)
-    if not (touches or copies or ends or local or verdict.reads & touch.SEQUENCE):
+    alters = _alters(verdict, touches)
+    reads = verdict.reads | (touch.SEQUENCE if _LAST.search(text) is not None else 0)
+    if not (touches or copies or ends or alters or verdict.assigns or reads & touch.SEQUENCE):
         return HARMLESS
     names = [name.encode("latin-1") for name in verdict.settings]
     customs = [name for name in names if b"." in name]
@@ -154,13 +170,13 @@ def _read(text: bytes) -> Reading:
     return Reading(
         touches,
         copies,
-        verdict.reads,
+        reads,
         clears,
         builtin=any_setting or len(customs) < len(names),
         customs=tuple(customs[:_MAX_CUSTOMS]),
         names_at=tuple(names_at),
         untold=untold,
-        resets=_resets(text, touches, [b"*"] if any_setting else names, local),
+        resets=_resets(text, touches, [b"*"] if any_setting else names, verdict.assigns),
         fingerprint=identity_of(text) if hides else b"",
         ends=ends,
         ties=_ties(text, verdict.touches | verdict.reads & touch.PREPARED, clears),
@@ -168,6 +184,36 @@ def _read(text: bytes) -> Reading:
         calls=calls,
         said=_said(text) if calls else (),
         defines=verdict.defines,
+        nulls_at=_nulls_at(verdict.assigns),
+        alters=alters,
+    )
+
+
+def _alters(verdict: Verdict, touches: int) -> bool:
+    """Whether this may change settings that decide what a text means."""
+    if touches & touch.ROLE or (touches & touch.SETTINGS and not verdict.settings):
+        return True
+    if touches & touch.UNKNOWN and (verdict.verb != "EXECUTE" or verdict.statements > 1):
+        return True
+    names = [*verdict.settings, *(name for name, _, _ in verdict.assigns)]
+    return not all(map(_MEANINGLESS.fullmatch, map(_name, names)))
+
+
+def _name(name: str) -> bytes:
+    return name.encode("latin-1", "replace")
+
+
+def _nulls_at(assigns: tuple[Assign, ...]) -> tuple[tuple[bytes, int, int, bool], ...]:
+    """The settings that go back to the base state if a parameter is NULL."""
+    return tuple(
+        (
+            b"" if name[:1] == "$" else _name(name) or b"*",
+            int(name[1:]) if name[:1] == "$" else 0,
+            0 if source == DEFAULT else int(source[1:]),
+            local,
+        )
+        for name, source, local in assigns
+        if source[:1] == "$" or (source and name[:1] == "$")
     )
 
 
@@ -182,10 +228,12 @@ def _ties(text: bytes, touches: int, clears: int) -> int:
 
 
 def _resets(
-    text: bytes, touches: int, names: list[bytes], local: list[tuple[bytes, bytes]]
+    text: bytes, touches: int, names: list[bytes], assigns: tuple[Assign, ...]
 ) -> tuple[tuple[bytes, bool], ...]:
     """The settings that this may take back to the base state, of those it touches."""
-    found = {b"timezone" if zone else name.strip(b'"').lower(): True for name, zone in local}
+    found = {
+        _name(name) or b"*": local for name, source, local in assigns if source == DEFAULT and name[:1] != "$"
+    }
     if touches & (touch.SETTINGS | touch.ROLE | touch.UNKNOWN) and _RESETS.search(text) is not None:
         found.update(dict.fromkeys(names + (list(ROLES) if touches & touch.ROLE else []), False))
     return tuple(found.items())
@@ -257,63 +305,74 @@ _STRINGS = re.compile(rb"'((?:[^']|'')*)'|\$\w*\$.*?\$\w*\$", re.DOTALL)
 _LITERALS = re.compile(rb"'(?:[^']|'')*'|\b\d[\w.]*|\$\d+(?:\s*,\s*\$\d+)*|--[^\n]*")
 _MAX_FINGERPRINT = 200
 _RESETS = re.compile(rb"\b(?:reset|discard|default|zone\s+local)\b", re.IGNORECASE)
-_LOCAL_DEFAULT = re.compile(
-    rb"\bset\s+local\s+(?:([\w.]+|\"[^\"]+\")\s*(?:=|\bto\b)\s*default|(time\s+zone)\s+(?:default|local))\b",
-    re.IGNORECASE,
-)
 _SET_CONFIG = re.compile(
     rb"set_config\"?\s*\((?:\s*\$(\d+)(?:::text)?\s*,|\s*('[^']*')(?:::text)?\s*,)?", re.IGNORECASE
 )
 _MAX_CUSTOMS = 64
+_LAST = re.compile(rb"(?:last|curr)val", re.IGNORECASE)  # in bodies, too, and in what is prepared
 
 
 def bound(body: bytes, wanted: tuple[int, ...]) -> list[bytes] | None:
     """The parameters of a Bind, by its body, that have these numbers, in lower case; None: it cannot be told.
     O(parameters)"""
-    values = _parameters(body)
-    try:
-        return None if values is None else [values[number - 1].lower() for number in wanted]
-    except IndexError:
+    values = parameters(body)
+    if values is None or not all(0 < number <= len(values) for number in wanted):
         return None
+    return [(values[number - 1] or b"").lower() for number in wanted]
 
 
 def bound_names(body: bytes) -> list[bytes]:
     """The parameters of a Bind that look like names of custom settings. O(parameters)"""
-    values = _parameters(body) or ()
-    return [v.lower() for v in values if len(v) <= _MAX_NAME and v.isascii() and CUSTOM_NAME.fullmatch(v)]
+    values = [v for v in parameters(body) or () if v is not None and len(v) <= _MAX_NAME]
+    return [v.lower() for v in values if v.isascii() and CUSTOM_NAME.fullmatch(v)]
 
 
 _MAX_NAME = 256
 
 
-def _parameters(body: bytes) -> list[bytes] | None:
+def nulled(body: bytes, wanted: tuple[tuple[bytes, int, int, bool], ...]) -> list[tuple[bytes, bool]]:
+    """Of what `Reading.nulls_at` has, that which the parameters of this Bind, by its body, take back; all of it
+    where they cannot be told. O(parameters)"""
+    values = parameters(body)
+    if values is None:
+        return [(b"*" if name_at else name, local) for name, name_at, _, local in wanted]
+    found = []
+    for name, name_at, value_at, local in wanted:
+        if max(name_at, value_at) <= len(values) and (not value_at or values[value_at - 1] is None):
+            found.append(((values[name_at - 1] or b"").lower() if name_at else name, local))
+    return found
+
+
+def parameters(body: bytes) -> list[bytes | None] | None:
+    """The parameters of a Bind, by its body; None: it cannot be told. O(parameters)"""
     try:
         at = body.index(b"\0", body.index(b"\0") + 1) + 1
         at += 2 + 2 * int.from_bytes(body[at : at + 2], "big")
         count = int.from_bytes(body[at : at + 2], "big")
         at += 2
-        values = []
+        values: list[bytes | None] = []
         for _ in range(count):
             size = int.from_bytes(body[at : at + 4], "big", signed=True)
             at += 4
-            values.append(body[at : at + max(0, size)])
+            values.append(body[at : at + size] if size >= 0 else None)
             at += max(0, size)
         return values if at <= len(body) else None
     except (ValueError, IndexError):
         return None
 
 
-def executed(prepared: Iterable[tuple[bytes, bytes]], text: bytes) -> tuple[set[bytes], bool]:
-    """What custom settings a text may touch that executes some of these statements, prepared by SQL; and whether
-    it may touch others that nobody can tell. O(texts)"""
+def executed(prepared: Iterable[tuple[bytes, bytes]], text: bytes) -> tuple[set[bytes], bool, bool]:
+    """What custom settings a text may touch that executes some of these statements, prepared by SQL; whether it
+    may touch others that nobody can tell; and whether it may set anything. O(texts)"""
     names: set[bytes] = set()
-    untold = False
+    untold = sets = False
     for _, inner in prepared:
         names.update(name.lower() for name in CUSTOM_NAME.findall(inner))
         for call in _SET_CONFIG.finditer(inner):
+            sets = True
             # A name that is a parameter stands in the text that executes it, unless it is computed there.
             untold = untold or (call[2] is None and (call[1] is None or _CONSTANTS.search(text) is None))
-    return names, untold
+    return names, untold, sets
 
 
 _CONSTANT = rb"(?:'[^']*'|[\w.+-]+)\s*"
@@ -364,5 +423,5 @@ _CLEARING = {
 
 def meaning(items: tuple[tuple[bytes, bytes], ...]) -> object:
     """The part of a client's settings that changes what a text means: a key, None for the base state."""
-    kept = tuple(item for item in items if item[0] not in _MEANINGLESS and b"." not in item[0])
+    kept = tuple(item for item in items if _MEANINGLESS.fullmatch(item[0]) is None)
     return kept or None

@@ -118,6 +118,7 @@ class Requesting(Tied):
         if reading.hidden:
             self.suspect(server, reading, data, i, end)
         self.touched |= reading.ends & self.ties
+        self.apart = self.apart or reading.alters
         self.unnamed = None
         server.unnamed = None
         server.replies.expect(_OWED_QUERY)
@@ -221,6 +222,10 @@ class Requesting(Tied):
         if reading.hidden:
             self.suspect(server, reading, data, i, end)
         self.touched |= reading.ends & self.ties
+        self.apart = self.apart or reading.alters
+        if reading.nulls_at:
+            self.mind_nulls(reading, data, i, end)
+            self.repeatable = self.repeatable and not self.resets
         if reading.matters:
             if reading.ties and not self.pin and self.pool.pins_none(reading.ties):
                 reason = self.pool.pin_reason(reading.ties)
@@ -232,7 +237,7 @@ class Requesting(Tied):
         if self.raw:
             pass  # it has its own names now
         elif not name:
-            if server.unnamed is None or server.unnamed != self.unnamed:
+            if server.unnamed is None or server.unnamed is not self.unnamed:
                 self.flush(data, start, i)
                 start = i
                 self.bring_unnamed(server)
@@ -248,6 +253,7 @@ class Requesting(Tied):
                 self.flush(data, start, i)
                 start = i
                 there = self.bring(server, name, statement)
+                statement = self.statements.get(name) if self.statements is not None else None
             if statement is not None:
                 self.pool.tick += 1
                 statement.used = self.pool.tick

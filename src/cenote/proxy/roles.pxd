@@ -6,6 +6,8 @@ cdef class Borrower(Peer):
     cdef public object waiter
     cdef public object declined
     cdef public object unnamed
+    cdef public bint apart
+    cdef public object guessed
     cdef public bint holding
     cdef public bint raw
     cdef public bint copy_asked

@@ -23,6 +23,9 @@ class Borrower(Peer):
     resets: settings that may have gone back to the server's base state, which is not this borrower's, and whether
         for the transaction only; `*` is all but the role; None: there are none
     waiter: its place in the pool's line; declined: the error instead of a connection
+    apart: its transaction may have other settings than these, which change what a text means: what it prepares
+        now is nobody else's
+    guessed: the statement whose Parse, without a server connection, was answered here in what it has sent last
     holding: its input waits; raw: nothing is translated for it any more
     ear: what hears the notifications that come on its server connection; None: they go straight on
     left: bytes of a message that are still to come; dropping: and will not be sent on
@@ -39,6 +42,8 @@ class Borrower(Peer):
         self.waiter: Any = None
         self.declined: bytes | None = None
         self.unnamed: bytes | None = None
+        self.apart = False
+        self.guessed: Any = None
         self.holding = False
         self.raw = False
         self.copy_asked = False

@@ -27,6 +27,7 @@ cdef class Tied(Named):
     cdef suspect(self, ServerConnection server, Reading reading, bytes data, Py_ssize_t i, Py_ssize_t end)
     @cython.locals(touches=int)
     cdef _note(self, ServerConnection server, Reading reading, bytes data, Py_ssize_t i, Py_ssize_t end)
+    cdef mind_nulls(self, Reading reading, bytes data, Py_ssize_t i, Py_ssize_t end)
     cdef _mind_base(self, tuple resets)
     cdef bytes _text_bound(self, bytes data, Py_ssize_t i)
     @cython.locals(replies=ReplyQueue)

@@ -11,7 +11,7 @@ from time import monotonic
 
 from cenote.proxy import kinds
 from cenote.proxy.naming import Named
-from cenote.proxy.prepared import Reading, bound, bound_names, executed
+from cenote.proxy.prepared import Reading, bound, bound_names, executed, nulled
 from cenote.proxy.replies import NONE
 from cenote.proxy.server import ServerConnection
 from cenote.sql import touch
@@ -114,6 +114,7 @@ class Tied(Named):
         if known:
             self.touched |= _UNKNOWN
             self.builtin = True
+            self.apart = True
 
     def _note(self, server: ServerConnection, reading: Reading, data: bytes, i: int, end: int) -> None:
         """What is about to run may touch this: the server will be asked what came of it."""
@@ -125,8 +126,9 @@ class Tied(Named):
             if reading.customs:
                 self.customs = (self.customs or set()).union(reading.customs)
             if touches & _PREPARED and self.settings is not None:
-                found, computed = executed(self.settings.prepared, self.text.partition(b"\0")[0])
+                found, computed, sets = executed(self.settings.prepared, self.text.partition(b"\0")[0])
                 self.customs = (self.customs or set()) | found
+                self.apart = self.apart or sets
                 if computed:
                     self.ties |= _UNKNOWN  # it is kept when the server was asked for the rest
             untold = reading.untold
@@ -156,6 +158,13 @@ class Tied(Named):
         for name, local in resets:
             if name in own or (own and name == b"*"):
                 self.resets = {**(self.resets or {}), name: local}
+
+    def mind_nulls(self, reading: Reading, data: bytes, i: int, end: int) -> None:
+        """A statement is about to be bound in which a NULL takes a setting back."""
+        if self.pool.base_items or (self.startup is not None and self.startup.items):
+            resets = nulled(data[i + 5 : end], reading.nulls_at)
+            if resets:
+                self._mind_base(tuple(resets))
 
     def _text_bound(self, data: bytes, i: int) -> bytes:
         """The text of the statement that a Bind names, as far as the ledger needs it."""

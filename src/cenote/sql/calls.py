@@ -13,10 +13,10 @@ from cenote.sql.functions import (
     SET_CONFIG,
     TOUCHES,
 )
-from cenote.sql.lexer import COMMENT, END, ERROR, LPAREN, NUL, PUNCT, RPAREN, SPACE, STRING, Lexer
+from cenote.sql.lexer import COMMENT, END, ERROR, LPAREN, NUL, PARAM, PUNCT, RPAREN, SPACE, STRING, Lexer
 from cenote.sql.literals import fold, string
 from cenote.sql.touch import TEMP
-from cenote.sql.verdict import Findings
+from cenote.sql.verdict import DEFAULT, Findings
 
 # Arguments are looked at no further than this, so that nested calls stay linear.
 _MAX_TOKENS = 48
@@ -94,11 +94,15 @@ def _set_config(findings: Findings, arguments: list[list[_Token]] | None, confor
         findings.setting(None)
         return
     name = _text(arguments[0], conforming)
-    value = _text(arguments[1], conforming) or ""
-    if name is not None and name.lower() == "search_path" and "pg_temp" in value.lower():
+    value = _text(arguments[1], conforming)
+    if name is not None and name.lower() == "search_path" and value and "pg_temp" in value.lower():
         # What is created while pg_temp comes first outlives even a SET LOCAL.
         findings.touches |= TEMP
-    if _is_true(arguments[2], conforming):
+    local = _is_true(arguments[2], conforming)
+    source = "" if value is not None else _parameter(arguments[1]) or DEFAULT
+    if local or source:
+        findings.assign(_parameter(arguments[0]) if name is None else name, source, local)
+    if local:
         if name is not None and name.lower() == "seed":
             findings.setting(name)
         return
@@ -119,6 +123,11 @@ def _text(tokens: list[_Token], conforming: bool) -> str | None:
         escape = string(tokens[2][1], conforming)
         return string(tokens[0][1], conforming, escape) if escape and len(escape) == 1 else None
     return None
+
+
+def _parameter(tokens: list[_Token]) -> str | None:
+    tokens = _uncast(tokens, ("text",))
+    return tokens[0][1] if len(tokens) == 1 and tokens[0][0] == PARAM else None
 
 
 def _is_true(tokens: list[_Token], conforming: bool) -> bool:

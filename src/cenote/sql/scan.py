@@ -93,6 +93,7 @@ class _Reading:
             unknown_functions=tuple(total.unknown_functions),
             hidden=total.hidden,
             reads=total.reads,
+            assigns=tuple(total.assigns),
             opens_transaction=self.opens_transaction,
             statements=self.statements,
             defines=total.defines,

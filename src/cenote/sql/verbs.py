@@ -21,7 +21,7 @@ from cenote.sql.touch import (
     TEMP,
     UNKNOWN,
 )
-from cenote.sql.verdict import Findings
+from cenote.sql.verdict import DEFAULT, Findings
 
 #: How many tokens of a statement are kept as its head.
 HEAD = 40
@@ -136,10 +136,13 @@ def _set(statement: Statement) -> bool:
     if statement.temp_path and ("search_path" in names or None in names):
         # What is created while pg_temp comes first outlives even a SET LOCAL.
         found.touches |= TEMP
+    default = statement.head[-1] == "default" or (first == "time" and statement.head[-1] == "local")
     for name in names:
         # The seed outlives the transaction too.
         if not local or name == "seed":
             found.setting(name)
+        if local or default:
+            found.assign(name, DEFAULT if default else "", local)
     return True
 
 

@@ -3,6 +3,10 @@
 from cenote.sql import touch
 from cenote.sql.literals import fold
 
+Assign = tuple[str, str, bool]
+#: Not a setting's value, but what it has without one.
+DEFAULT = "default"
+
 
 class Verdict:
     """What running a text may do to the session. Shared by all who ask about the same text: do not change it.
@@ -18,11 +22,15 @@ class Verdict:
       (DML, DDL, COPY, CALL, DO, EXECUTE). With `unknown_functions` this is what an audit is for.
     - `reads`: flags of the state of earlier statements that this one needs (`currval`, `EXECUTE`, `FETCH`).
     - `defines`: creates or alters what may run code later, or what a session begins with.
+    - `assigns`: what it sets for its transaction only, and what it may take back to the default: name, source
+      and whether for the transaction only. The name is "" if it cannot be told, `$1` if a parameter has it. The
+      source is `$2` if a parameter has the value, DEFAULT if that is a NULL or may come out as one, else "".
     - `opens_transaction`: the text leaves a transaction block open that it began.
     - `statements`: how many statements the server will run.
     """
 
     __slots__ = (
+        "assigns",
         "defines",
         "hidden",
         "opens_transaction",
@@ -43,6 +51,7 @@ class Verdict:
         unknown_functions: tuple[str, ...] = (),
         hidden: bool = False,
         reads: int = 0,
+        assigns: tuple[Assign, ...] = (),
         opens_transaction: bool = False,
         statements: int = 1,
         defines: bool = False,
@@ -53,6 +62,7 @@ class Verdict:
         self.unknown_functions = unknown_functions
         self.hidden = hidden
         self.reads = reads
+        self.assigns = assigns
         self.opens_transaction = opens_transaction
         self.statements = statements
         self.defines = defines
@@ -69,10 +79,11 @@ class Findings:
     The names are keys of a dictionary: each once, in order, and a long text stays linear.
     """
 
-    __slots__ = ("defines", "hidden", "reads", "settings", "touches", "unknown_functions")
+    __slots__ = ("assigns", "defines", "hidden", "reads", "settings", "touches", "unknown_functions")
 
     def __init__(self) -> None:
         self.touches = 0
+        self.assigns: dict[Assign, None] = {}
         self.settings: dict[str, None] | None = {}
         self.unknown_functions: dict[str, None] = {}
         self.hidden = False
@@ -98,6 +109,11 @@ class Findings:
             # Some names the server still takes for others.
             self.settings[_RENAMED.get(name, name)] = None
 
+    def assign(self, name: str | None, source: str, local: bool) -> None:
+        """Note what `Verdict.assigns` tells; `name` as for `setting`."""
+        name = (name or "").lower()
+        self.assigns[_RENAMED.get(name, name), source, local] = None
+
     def every_setting(self) -> None:
         """Note that all settings are reset. It leaves the role alone, as RESET ALL does."""
         self.touches |= touch.SETTINGS
@@ -110,6 +126,7 @@ class Findings:
         self.hidden = self.hidden or other.hidden
         self.defines = self.defines or other.defines
         self.unknown_functions.update(other.unknown_functions)
+        self.assigns.update(other.assigns)
         if self.settings is None or other.settings is None:
             self.settings = None
         else:
