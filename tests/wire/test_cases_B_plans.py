@@ -232,6 +232,17 @@ async def test_B19_a_plan_whose_result_changed_is_made_anew_without_the_clients_
 
 
 @wire
+async def test_B19_behind_a_query_of_ours_too(single, changing):
+    """Who asks for a number makes each client that comes begin with a DISCARD SEQUENCES."""
+    async with await single.client() as client, await single.client() as other:
+        await ask(client, parse("s", "SELECT * FROM b19"), again("s"))
+        await other.query("SELECT lastval()")
+        await other.query("ALTER TABLE b19 ADD more int")
+        for _ in range(2):
+            assert rows(await ask(client, again("s"))) == [("1", None)]
+
+
+@wire
 async def test_B19_on_every_server_connection(proxy_for, pg18, changing):
     proxy = proxy_for(pg18, max_size=2)
     async with await proxy.client() as client, await proxy.client() as holder:

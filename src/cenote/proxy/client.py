@@ -91,11 +91,7 @@ class ClientSession(Requesting):
         self.described = False
         # Whether what is sent here could be sent once more as it is: one buffer, nothing else in flight.
         self.repeatable = not (self.left or self.pin) and (
-            server is None
-            or (
-                not server.answered
-                and (server.replies.kind == _OWED_NONE or (server.guard and server.replies.pending() == 1))
-            )
+            server is None or (not server.answered and server.replies.only_ours())
         )
         if self.left:
             i = n if self.left > n else self.left

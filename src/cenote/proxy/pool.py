@@ -12,7 +12,7 @@ from typing import Any
 from cenote.core.histogram import Histogram
 from cenote.core.machine import GRANT, REFUSE, SERVE, WAKE, Machine
 from cenote.core.slot import Slot
-from cenote.proxy.asking import Learning
+from cenote.proxy.asking import Guest, Learning
 from cenote.proxy.carrying import Carrying
 from cenote.proxy.observe import Watch
 from cenote.proxy.roles import Borrower
@@ -35,7 +35,8 @@ class ProxyPool(Carrying):
     """One pool of the proxy. On the event loop.
 
     watch: the dry run, None where there is none
-    minds_sequences: somebody asks `currval` or `lastval`: a connection is to have no others' in it
+    minds_sequences: somebody asks `currval` or `lastval`, or code in this database does: a connection is to have
+        no others' in it
     customs_at, customs_of: when the code in this database was last looked through for what it may set; how often
         something had been defined by then
     tick: counts the uses of prepared statements, so that the oldest can be told
@@ -119,8 +120,7 @@ class ProxyPool(Carrying):
         if self.audits_all:
             server.audit = True
         if server.sequenced and self.minds_sequences:
-            server.sequenced = False
-            server.inject(b"DISCARD SEQUENCES", None)
+            server.discard_sequences(b"")
         if client.stalled:
             server.mute()
 
@@ -140,9 +140,7 @@ class ProxyPool(Carrying):
                 client.sight.rests()
             return
         self._part(client, server)
-        if server.hid:
-            server.sequenced = True
-            server.hid = False
+        server.sequenced = True
         client.since = now
         if server.cancels:
             self.machine.release_touched(server.slot, now)
@@ -231,6 +229,7 @@ class ProxyPool(Carrying):
         """Another borrower takes over this lease, with the session as it is."""
         client.since = monotonic()
         self._part(client, server)
+        server.sequenced = True
         server.client = borrower
         borrower.server = server
         server.asked_at = 0.0
@@ -263,6 +262,7 @@ class ProxyPool(Carrying):
             self.pinned -= 1
         if server is not None:
             self._part(client, server)
+            server.sequenced = server.sequenced or not isinstance(client, Guest)
             slot = server.slot
             if server.lost:
                 pass  # its own end is being told

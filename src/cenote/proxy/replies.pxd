@@ -1,6 +1,6 @@
 cimport cython
 
-cdef int _NONE, _QUERY, _SYNC, _PARSE, _NAMED_PARSE, _OWN_SYNC, _OWN_QUERY, _OWN_BRING, _BIND, _SYNTHETIC
+cdef int _NONE, _QUERY, _SYNC, _PARSE, _NAMED_PARSE, _OWN_SYNC, _OWN_QUERY, _OWN_BRING, _BIND, _SYNTHETIC, _OWN_STEP
 
 cdef class Entry:
     cdef public int kind
@@ -38,4 +38,5 @@ cdef class ReplyQueue:
     @cython.locals(last=int)
     cpdef bint ends(self)
     cpdef bint uncertain(self, long at)
+    cpdef bint only_ours(self)
     cpdef Py_ssize_t pending(self)

@@ -27,6 +27,7 @@ SWALLOWED = 16  # from here on the client never hears of the answer
 OWN_PARSE = 16
 OWN_CLOSE = 17
 OWN_BRING = 20  # a Parse that may fail: nobody needs it at once
+OWN_STEP = 21  # a Bind or an Execute in the midst of the client's batch
 OWN_QUERY = 18
 OWN_SYNC = 19
 SYNTHETIC = 32  # nothing was sent for a Parse: `reply` is the answer
@@ -35,6 +36,7 @@ SYNTHETIC_CLOSE = 33  # nor for a Close
 # The same as C sees them.
 _NONE, _QUERY, _SYNC, _PARSE, _NAMED_PARSE, _OWN_SYNC = NONE, QUERY, SYNC, PARSE, NAMED_PARSE, OWN_SYNC
 _OWN_QUERY, _OWN_BRING, _BIND, _SYNTHETIC = OWN_QUERY, OWN_BRING, BIND, SYNTHETIC
+_OWN_STEP = OWN_STEP
 
 
 class Entry:
@@ -101,7 +103,7 @@ class ReplyQueue:
         """A request with an entry of its own was sent, or answered here."""
         self.entries.append(entry)
         kind = entry.kind
-        if kind < _OWN_QUERY or kind == _OWN_BRING:
+        if kind < _OWN_QUERY or kind in (_OWN_BRING, _OWN_STEP):
             self.open = True
         elif kind < _SYNTHETIC:
             self.sent += 1
@@ -170,6 +172,10 @@ class ReplyQueue:
         """Something is owed, and the last of it is a ReadyForQuery."""
         last = self.behind[-1] if self.next < len(self.behind) else self.kind
         return last in (_QUERY, _SYNC, _OWN_QUERY, _OWN_SYNC)
+
+    def only_ours(self) -> bool:
+        """Nothing is owed, or the answer to one query of our own."""
+        return self.kind == _NONE or (self.kind == _OWN_QUERY and self.next == len(self.behind))
 
     def pending(self) -> int:
         """How many requests are owed an answer. O(1)"""

@@ -12,7 +12,7 @@ cdef long _HOLD_BYTES
 cdef int _OWED_NAMED_PARSE, _OWED_UNNAMED_PARSE, _OWED_OWN_BRING
 cdef int _OWED_NONE, _OWED_QUERY, _OWED_SYNC, _OWED_PARSE, _OWED_BIND, _OWED_DESCRIBE, _OWED_EXECUTE
 cdef int _OWED_CLOSE
-cdef int _OWED_SWALLOWED, _OWED_OWN_PARSE, _OWED_OWN_CLOSE, _OWED_OWN_QUERY, _OWED_OWN_SYNC, _OWED_SYNTHETIC_CLOSE, _OWED_SYNTHETIC
+cdef int _OWED_SWALLOWED, _OWED_OWN_PARSE, _OWED_OWN_STEP, _OWED_OWN_CLOSE, _OWED_OWN_QUERY, _OWED_OWN_SYNC, _OWED_SYNTHETIC_CLOSE, _OWED_SYNTHETIC
 
 cdef class ServerConnection(Peer):
     cdef public object pool
@@ -24,7 +24,6 @@ cdef class ServerConnection(Peer):
     cdef public object stain
     cdef public bint expires
     cdef public bint unclean
-    cdef public bint hid
     cdef public bint sequenced
     cdef public bint audit
     cdef public dict suspects
@@ -90,6 +89,7 @@ cdef class ServerConnection(Peer):
     cpdef inject(self, bytes sql, done, list rows=*, bint tells=*)
     cpdef convert_first(self, bytes query, settings)
     cpdef close_statement(self, Statement statement, bytes name)
+    cpdef discard_sequences(self, bytes name)
     cpdef sync(self)
     cpdef refuse(self, bytes error)
     cpdef copy_ended(self)

@@ -27,6 +27,7 @@ from cenote.proxy.replies import (
     OWN_CLOSE,
     OWN_PARSE,
     OWN_QUERY,
+    OWN_STEP,
     OWN_SYNC,
     PARSE,
     QUERY,
@@ -44,12 +45,13 @@ from cenote.wire import messages
 # The same as C sees them.
 _OWED_NONE, _OWED_QUERY, _OWED_SYNC, _OWED_PARSE, _OWED_BIND = NONE, QUERY, SYNC, PARSE, BIND
 _OWED_NAMED_PARSE, _OWED_UNNAMED_PARSE, _OWED_OWN_BRING = NAMED_PARSE, UNNAMED_PARSE, OWN_BRING
-_OWED_DESCRIBE, _OWED_EXECUTE, _OWED_CLOSE, _OWED_SWALLOWED, _OWED_OWN_PARSE = (
+_OWED_DESCRIBE, _OWED_EXECUTE, _OWED_CLOSE, _OWED_SWALLOWED, _OWED_OWN_PARSE, _OWED_OWN_STEP = (
     DESCRIBE,
     EXECUTE,
     CLOSE,
     SWALLOWED,
     OWN_PARSE,
+    OWN_STEP,
 )
 _OWED_OWN_CLOSE, _OWED_OWN_QUERY, _OWED_OWN_SYNC, _OWED_SYNTHETIC_CLOSE, _OWED_SYNTHETIC = (
     OWN_CLOSE,
@@ -82,8 +84,7 @@ class ServerConnection(Peer):
     stain: names of custom settings that were ever set on it
     expires: with its settings the server would end it while it is idle
     unclean: its last client has left state behind that has to be discarded
-    hid: its borrower has run what may have asked a sequence; sequenced: so has one before him, and `currval` and
-        `lastval` would tell of it
+    sequenced: somebody has had it who may have asked a sequence: `currval` and `lastval` would tell of it
     audit: before anybody else has it, the server is asked whether it is what it is taken for
     suspects: what has run since and does more than it shows, and whether nothing was known of it
     proof: how often something had been defined when the first of these ran: if that is all there is, an audit that
@@ -110,7 +111,6 @@ class ServerConnection(Peer):
         self.settings: Any = None
         self.stain: frozenset[bytes] = frozenset()
         self.expires = self.unclean = False
-        self.hid = False
         self.sequenced = False
         self.audit = False
         self.suspects: dict[bytes, bool] = {}
@@ -221,7 +221,9 @@ class ServerConnection(Peer):
                     self._broken(f"a message of type {chr(kind)!r} of {length} bytes")
                     return
                 break
-            if kind == _ERROR and (owed in (_OWED_OWN_PARSE, _OWED_OWN_CLOSE)):
+            if owed == _OWED_OWN_QUERY and i == begin:
+                begin = end
+            if kind == _ERROR and (owed in (_OWED_OWN_PARSE, _OWED_OWN_CLOSE, _OWED_OWN_STEP)):
                 drop = client is None  # it is the answer to what made us send that
             if drop and i > start and client is not None:
                 client.write(data[start:i])
@@ -256,7 +258,7 @@ class ServerConnection(Peer):
                 self.copying = False
                 if self.suspects and data.startswith(b"ROLLBACK", i + 5):
                     self.proof = -1
-                if owed == _OWED_EXECUTE:
+                if owed in (_OWED_EXECUTE, _OWED_OWN_STEP):
                     replies.advance()
                 elif owed not in (_OWED_QUERY, _OWED_OWN_QUERY):
                     self._broken(f"a message of type {chr(kind)!r} that nobody asked for")
@@ -268,10 +270,10 @@ class ServerConnection(Peer):
                     self._broken(f"a message of type {chr(kind)!r} that nobody asked for")
                     return
             elif kind == _BOUND:
-                if owed != _OWED_BIND:
+                if owed not in (_OWED_BIND, _OWED_OWN_STEP):
                     self._broken("BindComplete that nobody asked for")
                     return
-                if self.binding:
+                if self.binding and owed == _OWED_BIND:
                     del self.binding[0]
                 replies.advance()
             elif kind == _PARSED:
@@ -548,6 +550,25 @@ class ServerConnection(Peer):
             self.forget(statement)
         self.write(messages.close_statement(name))
         self.replies.add(Entry(_OWED_OWN_CLOSE, statement, name))
+
+    def discard_sequences(self, name: bytes) -> None:
+        """Make `currval` and `lastval` fail; in a batch that has begun, as part of it, by this name.
+
+        A sequence whose values are cached by the session loses those that are left.
+        """
+        self.sequenced = False
+        if not self.replies.open or self.replies.ends():
+            self.inject(b"DISCARD SEQUENCES", None)
+            return
+        self.write(
+            messages.parse(name, b"DISCARD SEQUENCES\0\0\0")
+            + messages.message(b"B", name + b"\0" + name + b"\0" + bytes(6))
+            + messages.message(b"E", name + bytes(5))
+            + messages.message(b"C", b"P" + name + b"\0")
+        )
+        for kind in (OWN_PARSE, OWN_STEP, OWN_STEP, OWN_CLOSE):
+            self.replies.add(Entry(kind))
+        self.close_statement(None, name)
 
     def sync(self) -> None:
         """Send a Sync of our own."""

@@ -107,6 +107,19 @@ $r$\mset\s+(?:session\s+|local\s+)?([a-z_]\w*\.[\w.]+)\s*(?:=|\mto\M)$r$, 'gi')
 ) AS found(m) LIMIT 500) AS t(n)"""
 )
 
+#: A row if code in this database asks what a sequence gave its session last. The server's own views, below the
+#: first OID of a user's object, would take most of the time.
+SEQUENCES = rb"""SELECT WHERE EXISTS (SELECT FROM pg_catalog.pg_proc
+WHERE pronamespace OPERATOR(pg_catalog.<>) 'pg_catalog'::pg_catalog.regnamespace
+AND (prosrc OPERATOR(pg_catalog.~*) '(last|curr)val'
+OR prosqlbody::pg_catalog.text OPERATOR(pg_catalog.~) %(calls)b))
+OR EXISTS (SELECT FROM pg_catalog.pg_rewrite WHERE ev_class OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid
+AND ev_action::pg_catalog.text OPERATOR(pg_catalog.~) %(calls)b)
+OR EXISTS (SELECT FROM pg_catalog.pg_attrdef WHERE adbin::pg_catalog.text OPERATOR(pg_catalog.~) %(calls)b)
+OR EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgqual::pg_catalog.text OPERATOR(pg_catalog.~) %(calls)b)
+OR EXISTS (SELECT FROM pg_catalog.pg_policy WHERE pg_catalog.concat(polqual, polwithcheck) OPERATOR(pg_catalog.~)
+%(calls)b)""" % {b"calls": b"':funcid (1575|2559) '"}  # currval, lastval
+
 
 class Told:
     """What the server has said.

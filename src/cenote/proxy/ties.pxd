@@ -1,7 +1,6 @@
 cimport cython
 from cenote.proxy.naming cimport Named
 from cenote.proxy.prepared cimport Reading, Statement
-from cenote.proxy.replies cimport ReplyQueue
 from cenote.proxy.server cimport ServerConnection
 
 cdef int _BIND, _EXECUTE, _DESCRIBE, _SYNC, _FLUSH
@@ -30,7 +29,6 @@ cdef class Tied(Named):
     cdef mind_nulls(self, Reading reading, bytes data, Py_ssize_t i, Py_ssize_t end)
     cdef _mind_base(self, tuple resets)
     cdef bytes _text_bound(self, bytes data, Py_ssize_t i)
-    @cython.locals(replies=ReplyQueue)
     cdef fresh_sequences(self, ServerConnection server, Reading reading)
     cdef bint may_prepare(self, ServerConnection server, bytes data, Py_ssize_t i) except -1
     cdef bint clears_alone(self, ServerConnection server, bytes data, int kind, Py_ssize_t i) except -1

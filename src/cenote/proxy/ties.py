@@ -51,7 +51,7 @@ class Tied(Named):
     def beware(self, server: ServerConnection, reading: Reading, data: bytes, i: int, end: int) -> bool:
         """A text that may touch something is about to run. Whether it may go on now."""
         touches = reading.touches
-        at_rest = server.replies.kind == _OWED_NONE and not server.replies.open
+        at_rest = server.replies.only_ours() and not server.replies.open
         if (
             touches
             and touches & ~reading.clears == 0
@@ -97,7 +97,6 @@ class Tied(Named):
     def suspect(self, server: ServerConnection, reading: Reading, data: bytes, i: int, end: int) -> None:
         """What is about to run does more than it shows: if it is new, or known to touch something, the server will
         be asked."""
-        server.hid = True
         if self.settings is not None and self.settings.temporary:
             self.touched |= _TEMP
         if not self.pool.audits:
@@ -175,23 +174,22 @@ class Tied(Named):
         return tail[:1024].partition(b"\0")[0]
 
     def fresh_sequences(self, server: ServerConnection, reading: Reading) -> None:
-        """What reads `currval` or `lastval` shall fail rather than hear of another client's sequences."""
-        if not reading.reads & _SEQUENCE:
+        """What reads `currval` or `lastval` shall fail rather than hear of another client's sequences; and what
+        `nextval` leaves is all there is for whom it pins."""
+        if not (reading.reads | reading.ties) & _SEQUENCE:
             return
-        self.pool.minds_sequences = True
-        if not server.sequenced:
-            return
-        replies = server.replies
-        if server.status != _FAILED and (replies.ends() or not replies.open):
-            server.sequenced = False
-            server.inject(b"DISCARD SEQUENCES", None)
+        if reading.reads & _SEQUENCE:
+            self.pool.minds_sequences = True
+        if server.sequenced and server.status != _FAILED:
+            self.pool.tick += 1
+            server.discard_sequences(b"cenote_%x" % self.pool.tick)
 
     def may_prepare(self, server: ServerConnection, data: bytes, i: int) -> bool:
         """PREPARE, EXECUTE or DEALLOCATE by SQL, which goes by the server's names: they are made this client's.
         Whether the message may go on now; if not, it is held until it is known what came of those before."""
         if self.raw or server.taken_at == server.replies.sent:
             return True
-        if server.replies.kind != _OWED_NONE:
+        if not server.replies.only_ours():
             self.hold(data[i:] if i else data)
             if server.replies.open:
                 server.write(messages.FLUSH)
@@ -245,6 +243,8 @@ class Tied(Named):
     def own_names(self, server: ServerConnection) -> None:
         """From now on the names on its server connection are the client's own, and nothing is translated."""
         if not self.raw:
+            if server.sequenced:
+                server.discard_sequences(b"")  # from now on nobody sees what it asks
             self.take_names(server)
             self.raw = True
             self.copies = True  # what it prepared before is not looked at again

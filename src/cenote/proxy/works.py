@@ -24,7 +24,17 @@ from cenote.proxy.prepared import read
 from cenote.proxy.replies import NONE, OWN_QUERY, OWN_SYNC, QUERY, SYNC
 from cenote.proxy.server import ServerConnection
 from cenote.proxy.settings import AT_ONCE, PATIENCE, TIMEOUT, conversion, put_back
-from cenote.proxy.state import CUSTOM_NAME, CUSTOMS, DEFAULTS, answer, differences, patient, question, version_of
+from cenote.proxy.state import (
+    CUSTOM_NAME,
+    CUSTOMS,
+    DEFAULTS,
+    SEQUENCES,
+    answer,
+    differences,
+    patient,
+    question,
+    version_of,
+)
 from cenote.proxy.target import Target
 from cenote.reasons import Failure
 from cenote.sql import touch
@@ -308,6 +318,7 @@ class Works:
             server.forget_all()
             server.unclean = False
             server.proof = -1
+            server.sequenced = False
             base = [(name, value, False) for name, value in self.pool.base_items.items()]
             if (
                 base
@@ -335,6 +346,8 @@ class Works:
             server.defines = False
             pool.defined()
         if pool.customs_of != pool.definitions or monotonic() - pool.customs_at > _LOOK_AGAIN_S:
+            if not await self._find_sequences(server, deadline):
+                return False
             await self._find_customs(server, deadline)
         rows: list[bytes] = []
         base = pool.base_of(server)
@@ -366,6 +379,15 @@ class Works:
             statements="; ".join(text.decode("utf-8", "replace") for text in suspects) or "unknown",
         )
         return False
+
+    async def _find_sequences(self, server: ServerConnection, deadline: float) -> bool:
+        """Find out if the code in this database asks `currval` or `lastval`, which no client's text would show.
+        Whether there was an answer."""
+        rows: list[bytes] = []
+        sql = AT_ONCE + b";" + PATIENCE + b";" + SEQUENCES
+        error = await self._run(server, sql, max(0.1, deadline - monotonic()), rows)
+        self.pool.minds_sequences = self.pool.minds_sequences or bool(error) or bool(rows)
+        return error != b""
 
     async def _find_customs(self, server: ServerConnection, deadline: float) -> None:
         """Names of custom settings that the code in this database may set."""
