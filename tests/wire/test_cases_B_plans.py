@@ -373,6 +373,51 @@ async def test_B20_when_a_type_is_made_anew_the_next_parse_sees_the_new_one(sing
         await client.query("DROP TYPE b20_mood")
 
 
+@pytest.mark.parametrize("waits", [False, True], ids=["at once", "in line"])
+@pytest.mark.parametrize(
+    ("text", "value_", "change"),
+    [
+        ("SELECT $1::b20_mood", "1", "DROP TYPE b20_mood; CREATE TYPE b20_mood AS ENUM ('1')"),
+        ("SELECT n FROM b20 WHERE n = $1", "1", "ALTER TABLE b20 ALTER n TYPE text"),
+        ("SELECT n FROM b20 WHERE n = $1", "one", "ALTER TABLE b20 ALTER n TYPE text; UPDATE b20 SET n = 'one'"),
+        ("SELECT * FROM b20 WHERE $1 > ''", "1", "ALTER TABLE b20 ADD m int"),
+    ],
+    ids=["enum", "type", "value", "rows"],
+)
+@wire
+async def test_B20_who_parses_behind_a_change_sees_what_is_there_now(proxy_for, pg, text, value_, change, waits):
+    """Its Parse is answered by what another client had parsed before that."""
+    proxy = proxy_for(pg, max_size=1)
+    with psycopg.connect(pg.dsn, autocommit=True) as admin:
+        admin.execute("CREATE TYPE b20_mood AS ENUM ('1'); CREATE TABLE b20 AS SELECT 1 AS n")
+        try:
+            async with await proxy.client() as client, await proxy.client() as other:
+                assert "E" not in kinds(await ask(client, parse("s", text), bind("s", "1"), execute()))
+                admin.execute(change)
+                if waits:
+                    await client.query("BEGIN")
+                await other.send(parse("s", text), bind("s", value_), execute(), SYNC)
+                if waits:
+                    await client.query("COMMIT")
+                answer = await other.until_ready()
+                assert "E" not in kinds(answer), answer
+                assert (kinds(answer), rows(answer)[0][0]) == ("12DCZ", value_)
+                assert kinds(await ask(other, parse("t", text), describe("t"))) == "1tTZ"
+        finally:
+            admin.execute("DROP TABLE b20; DROP TYPE b20_mood")
+
+
+@wire
+async def test_B20_an_error_of_a_value_is_told_once(single):
+    text = "SELECT $1::int"
+    async with await single.client() as client, await single.client() as other:
+        assert "E" not in kinds(await ask(client, parse("s", text), again("s", "1")))
+        for name in ("s", "t"):
+            answer = await ask(other, parse(name, text), again(name, "one"))
+            assert (kinds(answer), error(answer)["C"]) == ("1EZ", "22P02")
+            assert value(await ask(other, again(name, "2"))) == "2"
+
+
 @wire
 async def test_B20_a_table_that_is_dropped_and_made_anew(everywhere):
     said = await everywhere.batches(

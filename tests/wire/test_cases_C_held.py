@@ -351,6 +351,66 @@ async def test_C16a_nobody_is_told_a_number_that_another_has_taken(single, seria
         await other.query("ROLLBACK")
 
 
+@pytest.mark.parametrize("begin", [b"", query("BEGIN")], ids=["batch", "transaction"])
+@wire
+async def test_C16a_the_first_to_ask_is_told_no_other_number_either(single, serial, begin):
+    """In a batch that has begun, which goes on behind what is left out."""
+    async with await single.client() as client, await single.client() as other:
+        await tell(client, "INSERT INTO c16 (v) VALUES ('mine')")
+        await other.send(begin + run("SELECT 'first'") + run("SELECT currval('c16_id_seq')") + SYNC)
+        answer = await other.trace(1 + bool(begin))
+        assert [fields["C"] for fields in errors(answer)] == ["55000"]
+        await other.query("ROLLBACK")
+        await tell(client, "INSERT INTO c16 (v) VALUES ('more')")
+        await other.send(run("SELECT 'first'") + parse("s", "SELECT lastval()") + run("SELECT 'last'") + SYNC)
+        assert rows(await other.until_ready()) == [("first",), ("last",)]
+
+
+@wire
+async def test_C16a_what_a_view_has_taken_is_told_nobody(single, serial):
+    async with await single.client() as client, await single.client() as other:
+        await other.query("SELECT lastval()")
+        with roles_of(single.server) as admin:
+            admin.rows("CREATE VIEW c16_v AS SELECT nextval('c16_id_seq'); GRANT ALL ON c16_v TO app")
+            try:
+                await tell(client, "SELECT * FROM c16_v")
+                assert error(await other.query("SELECT lastval()"))["C"] == "55000"
+            finally:
+                admin.rows("DROP VIEW c16_v")
+
+
+@pytest.mark.parametrize(
+    ("made", "ask"),
+    [
+        ("FUNCTION c16_f() RETURNS bigint LANGUAGE sql AS 'SELECT lastval()'", "SELECT c16_f()"),
+        ("FUNCTION c16_f() RETURNS bigint LANGUAGE sql RETURN lastval()", "SELECT c16_f()"),
+        ("VIEW c16_f AS SELECT currval('c16_id_seq')", "SELECT * FROM c16_f"),
+    ],
+    ids=["text", "body", "view"],
+)
+@wire
+async def test_C16a_code_that_asks_is_told_no_other_number(proxy_for, pg, serial, made, ask):
+    with roles_of(pg) as admin:
+        admin.rows(f"CREATE {made}; GRANT ALL ON ALL TABLES IN SCHEMA public TO app")
+        try:
+            proxy = proxy_for(pg, max_size=1)
+            async with await proxy.client() as client, await proxy.client() as other:
+                await tell(client, "INSERT INTO c16 (v) VALUES ('mine')")
+                assert error(await other.query(ask))["C"] == "55000"
+        finally:
+            admin.rows("DROP " + " ".join(made.split()[:2]).removesuffix("()"))
+
+
+@wire
+async def test_C16a_who_keeps_its_connection_for_a_number_has_its_own_only(single, serial):
+    async with await single.client() as client, await single.client() as other:
+        await tell(client, "INSERT INTO c16 (v) VALUES ('mine')")
+        await ties(single, other, "SELECT setval('c16_id_seq', 40, false)")
+        assert error(await other.query("SELECT lastval()"))["C"] == "55000"
+        await tell(other, "SELECT nextval('c16_id_seq')")
+        assert value(await other.query("SELECT lastval()")) == "40"
+
+
 @EXTENDED
 @wire
 async def test_C16a_within_its_transaction_a_client_is_told_its_own(single, serial, extended):

@@ -18,7 +18,7 @@ cdef class ClientSession(Requesting):
 
     cpdef received(self, bytes data)
     @cython.locals(p="const unsigned char*", n=Py_ssize_t, i=Py_ssize_t, start=Py_ssize_t, end=Py_ssize_t,
-                   length=long, kind=int, first=int, seen=int, server=ServerConnection)
+                   length=long, kind=int, first=Py_ssize_t, seen=int, server=ServerConnection)
     cpdef scan(self, bytes data)
     cdef _goodbye(self, ServerConnection server)
     @cython.locals(replies=ReplyQueue, at=Py_ssize_t)

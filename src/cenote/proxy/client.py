@@ -74,21 +74,23 @@ class ClientSession(Requesting):
         if self.part:
             data = self.part + data
             self.part = b""
+        self.guessed = None
         self.scan(data)
 
     def scan(self, data: bytes) -> None:  # noqa: PLR0915 - one loop, and its end
         """Every message in `data`, until one has to be held. O(bytes)
 
-        What needs no decision goes on as it is: `start` is where that began, `i` where the message begins.
+        What needs no decision goes on as it is: `start` is where that began, `i` where the message begins. What
+        stands before `first` was answered here.
         """
         p = data
         n = len(data)
         i = 0
         start = 0
         server = self.server
-        first = p[0] if n else 0
         kind = 0
         self.described = False
+        first = 0
         # Whether what is sent here could be sent once more as it is: one buffer, nothing else in flight.
         self.repeatable = not (self.left or self.pin) and (
             server is None or (not server.answered and server.replies.only_ours())
@@ -125,7 +127,7 @@ class ClientSession(Requesting):
                 return
             if server is None:
                 if self._without_server(data, kind, i, end):
-                    i = start = end
+                    i = start = first = end
                     continue
                 server = self.server
                 if self.holding:
@@ -137,7 +139,7 @@ class ClientSession(Requesting):
                         return
                     i = start = end
                     continue
-                self.repeatable = self.repeatable and i == 0
+                self.repeatable = self.repeatable and i == first
             if server.asked_at == 0.0:
                 server.asked_at = monotonic()
                 server.failed = False
@@ -187,9 +189,9 @@ class ClientSession(Requesting):
         if server is not None:
             if start < i:
                 server.write(data if start == 0 and i == n else data[start:i])
-            if self.repeatable and not server.answered and server.status == _IDLE:
-                server.batch = data
-                server.described = self.described and first == _BIND and kind == _SYNC
+            if self.repeatable and first < n and not server.answered and server.status == _IDLE:
+                server.batch = data[first:] if first else data
+                server.described = self.described and p[first] == _BIND and kind == _SYNC
             elif i == n and self.left == 0 and server.replies.kind == _OWED_NONE:
                 self._maybe_release(server)
 
@@ -379,6 +381,11 @@ class ClientSession(Requesting):
 
     def repeat(self, batch: bytes) -> None:
         """A plan was wrong and nothing of this batch has run: prepare anew and send it once more."""
+        guessed = self.guessed
+        if guessed is not None and self.statements is not None and self.server is not None:
+            for name, statement in list(self.statements.items()):
+                if statement is guessed:
+                    self.renewed(self.server, name, guessed)
         self.scan(batch)
 
     def resubmit(self, batch: bytes) -> None:

@@ -115,6 +115,7 @@ class Named(Borrower):
         if self.statements is None:
             self.statements = {}
         self.statements[name] = statement
+        self.guessed = statement
         self.write(messages.PARSE_COMPLETE)
         return True
 

@@ -419,20 +419,26 @@ class ServerConnection(Peer):
             self.instead = replies.entry().reply
         changed = b"C0A000\0" in body and b"RevalidateCachedQuery\0" in body
         bound = self.binding[0] if self.binding and owed == _OWED_BIND else None
+        guessed = client.guessed if client is not None and first else None
+        if guessed is not None and owed == _OWED_DESCRIBE:
+            bound = guessed
         self._undo(replies.discard_to_sync(), owed)
         if replies.kind == _OWED_NONE:
             self.skipping = True
         if replies.dropped_binds:
             del self.binding[: replies.dropped_binds]
             replies.dropped_binds = 0
-        if bound is not None and (b"\0C42" in body or b"\0CXX" in body):
-            self.pool.retire(bound)  # what it names may have been made anew
-        if bound is not None and changed:
-            self.pool.plan_changed(bound)
-            # The plan is looked at before anything runs, so nothing has been done; and only a client that
-            # asked for the description of the rows will notice that they are others now.
+        if bound is not None:
+            unparsed = guessed is bound  # for this client: what it has sent first was left out
+            stale = b"\0C42" in body or b"\0CXX" in body or (unparsed and b"\0C22" in body)
+            if stale:
+                self.pool.retire(bound)  # what it names may have been made anew
+            if changed:
+                self.pool.plan_changed(bound)
+            # The plan is looked at before anything runs, so nothing has been done; and only a client that asked
+            # for the description of the rows, or has none yet, will notice that they are others now.
             whole = self.batch is not None and replies.pending() == 1
-            if first and self.described and whole:
+            if first and whole and ((changed and self.described) or (unparsed and (changed or stale))):
                 self.replaying = True
         if self.replaying:
             self.instead = b""
