@@ -136,7 +136,7 @@ async def test_B18_what_a_client_prepares_by_sql_is_on_whatever_connection_it_ha
     async with await proxy.client() as client, await proxy.client() as other:
         await client.query("PREPARE p AS " + PID)
         pid = value(await client.query("EXECUTE p"))
-        await proxy.reached(leased=0)
+        await proxy.reached(leased=0, resetting=0)
         assert error(await other.query("EXECUTE p"))["C"] == "26000"
         async with elsewhere(proxy, client):
             there = value(await client.query("EXECUTE p"))

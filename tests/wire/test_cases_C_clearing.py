@@ -134,3 +134,16 @@ async def test_C8_a_copy_follows_a_reset_in_one_text(pair, pg):
                 assert await shown(side, "search_path") == "public"
         finally:
             await tell(alone, "DROP TABLE c8_copied")
+
+
+@wire
+async def test_C17_a_failed_transaction_refuses_an_execute_once(single, pg):
+    """What the server would have to prepare for it is refused, too, and nobody's business."""
+    async with await direct(pg) as alone, await single.client() as client:
+        heard = []
+        for side in (alone, client):
+            await side.send(run("BEGIN") + run("SELECT 1/0") + run("SELECT 2") + SYNC)
+            await side.until_ready()
+            await side.send(query("EXECUTE p"))
+            heard.append(kinds(await side.until_ready()))
+        assert heard == ["EZ", "EZ"]

@@ -24,7 +24,7 @@ cdef class Named(Borrower):
     cdef bytes bring(self, ServerConnection server, bytes name, Statement statement)
     @cython.locals(statement=Statement)
     cdef Statement renewed(self, ServerConnection server, bytes name, Statement old)
-    cdef bring_unnamed(self, ServerConnection server)
+    cdef bring_unnamed(self, ServerConnection server, int kind=*)
     @cython.locals(statement=Statement, there=bytes)
     cdef bint describe(self, ServerConnection server, bytes name) except -1
     @cython.locals(statement=Statement)

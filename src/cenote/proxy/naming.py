@@ -161,13 +161,13 @@ class Named(Borrower):
             self.statements[name] = statement
         return statement
 
-    def bring_unnamed(self, server: ServerConnection) -> None:
+    def bring_unnamed(self, server: ServerConnection, kind: int = OWN_PARSE) -> None:
         """Give the server the client's unnamed statement, or none."""
         if self.unnamed is None:
             server.close_statement(None, b"")
         else:
             server.write(messages.parse(b"", self.unnamed))
-            server.replies.add(Entry(_OWED_OWN_PARSE))
+            server.replies.add(Entry(kind))
         server.unnamed = self.unnamed
         server.unnamed_at = server.replies.sent
 
@@ -190,6 +190,7 @@ class Named(Borrower):
         """From now on the server knows this client's statements, by the client's names, and nobody else's."""
         mine = self.statements or {}
         inside = server.replies.open
+        kind = _OWED_OWN_PARSE if inside else _OWED_OWN_BRING
         for name, statement in list(server.names.items()):
             if mine.get(name) is not statement:
                 server.close_statement(statement, name)
@@ -198,9 +199,9 @@ class Named(Borrower):
             if server.known.get(statement) != name:
                 server.write(messages.parse(name, statement.tail))
                 server.know(statement, name)
-                server.replies.add(Entry(_OWED_OWN_PARSE if inside else _OWED_OWN_BRING, statement, name))
+                server.replies.add(Entry(kind, statement, name))
         if self.unnamed is not None and server.unnamed is not self.unnamed:
-            self.bring_unnamed(server)
+            self.bring_unnamed(server, kind)
         if server.replies.open and not inside:
             server.sync()  # what cannot be prepared any more shall not take the client's next message with it
 
