@@ -4,7 +4,7 @@ import psycopg
 import pytest
 from proxy_kit import RunningProxy, until, wire
 from scripts_BD import INT4, SYNC, again, bind, close, describe, execute, parse, query, run
-from state_kit import elsewhere, pinned
+from state_kit import elsewhere, pid_of, pinned
 
 from cenote.testing.wire import Message, RawClient, error, errors, kinds, rows, value
 
@@ -140,7 +140,7 @@ async def test_B18_what_a_client_prepares_by_sql_is_on_whatever_connection_it_ha
         assert error(await other.query("EXECUTE p"))["C"] == "26000"
         async with elsewhere(proxy, client):
             there = value(await client.query("EXECUTE p"))
-            assert there != pid
+            assert there == await pid_of(client)
         await other.query("PREPARE p AS SELECT 'other'")
         assert value(await client.query("EXECUTE p")) in (pid, there)
         assert value(await other.query("EXECUTE p")) == "other"
