@@ -939,3 +939,20 @@ async def test_C20a_as_startup_parameters_they_are_audited_like_all_others(singl
             assert await shown(client, "app.tenant") == "born"
             assert await shown(other, "app.tenant") == ""
         assert await pid_of(client) == pid
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"SELECT set_config(E'app.\u0416', 'mine', false)",
+        r"SELECT set_config(U&'app.\0416', 'mine', false)",
+        "SET app.\"\u0416\" = 'mine'",
+    ],
+)
+@wire
+async def test_C5_a_name_may_be_written_in_every_way(pair, text):
+    async with await pair.client() as client, await pair.client() as other:
+        await tell(client, text)
+        async with elsewhere(pair, client):
+            assert await shown(client, "app.\u0416") == "mine"
+        assert await shown(other, "app.\u0416") == ""

@@ -138,6 +138,7 @@ class Learning:
             told = None
         if told is None:
             if self.pool.keeps(client, server, str(Pinned.UNKNOWN), touch.UNKNOWN):
+                client.own_names(server)
                 client.go_on_after(server)
             return
         self.pool.learned(client, server, told)

@@ -153,7 +153,7 @@ def _read(text: bytes) -> Reading:
     reads = verdict.reads | (touch.SEQUENCE if _LAST.search(text) is not None else 0)
     if not (touches or copies or ends or alters or verdict.assigns or reads & touch.SEQUENCE):
         return HARMLESS
-    names = [name.encode("latin-1") for name in verdict.settings]
+    names = list(map(_name, verdict.settings))
     customs = [name for name in names if b"." in name]
     # RESET ALL, a computed name, code that the text does not show: any setting.
     any_setting = bool(touches & (touch.UNKNOWN | touch.SETTINGS)) and not names
@@ -200,7 +200,11 @@ def _alters(verdict: Verdict, touches: int) -> bool:
 
 
 def _name(name: str) -> bytes:
-    return name.encode("latin-1", "replace")
+    """A setting's name as the server has it: its bytes, or what was written as \\u0416."""
+    try:
+        return name.encode("latin-1")
+    except UnicodeEncodeError:
+        return name.encode()
 
 
 def _nulls_at(assigns: tuple[Assign, ...]) -> tuple[tuple[bytes, int, int, bool], ...]:
