@@ -220,9 +220,8 @@ class ProxyPool(Carrying):
             self._account(server, monotonic())
         client.holding = True
         client.asking = True
-        server.proof = (
-            -1
-        )  # what was hidden in this transaction is taken for the client's own: no audit will see it
+        # What was hidden in this transaction is taken for the client's own: no audit will see it.
+        server.proof = -1
         Learning(self, client, server).ask()
 
     def adopt(self, client: Borrower, server: ServerConnection, borrower: Borrower) -> None:
