@@ -71,7 +71,7 @@ cdef class ServerConnection(Peer):
     cdef public double opened_at
 
     @cython.locals(p="const unsigned char*", n=Py_ssize_t, i=Py_ssize_t, start=Py_ssize_t, end=Py_ssize_t,
-                   begin=Py_ssize_t, length=long, kind=int, owed=int, ready=bint, theirs=bint, drop=bint, fresh=bint, client=Borrower,
+                   begin=Py_ssize_t, head=bint, length=long, kind=int, owed=int, ready=bint, theirs=bint, drop=bint, fresh=bint, client=Borrower,
                    replies=ReplyQueue, entry=Entry)
     cpdef received(self, bytes data)
     cdef bint _only_prepared(self, Borrower client) except -1

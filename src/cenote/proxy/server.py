@@ -168,7 +168,7 @@ class ServerConnection(Peer):
         n = len(data)
         i = 0
         start = 0
-        begin = 0
+        begin = 0  # nothing but answers to our own comes before it
         ready = False
         theirs = False
         client = self.client
@@ -221,7 +221,8 @@ class ServerConnection(Peer):
                     self._broken(f"a message of type {chr(kind)!r} of {length} bytes")
                     return
                 break
-            if owed == _OWED_OWN_QUERY and i == begin:
+            head = i == begin
+            if head and owed == _OWED_OWN_QUERY:
                 begin = end
             if kind == _ERROR and (owed in (_OWED_OWN_PARSE, _OWED_OWN_CLOSE, _OWED_OWN_STEP)):
                 drop = client is None  # it is the answer to what made us send that
@@ -297,7 +298,7 @@ class ServerConnection(Peer):
                     return
                 replies.advance()
             elif kind == _ERROR:
-                if self._error(data[i + 5 : end], owed, fresh and i == begin) and client is not None:
+                if self._error(data[i + 5 : end], owed, fresh and head) and client is not None:
                     drop = True
                     if i > start:
                         client.write(data[start:i])
