@@ -37,7 +37,7 @@ from cenote.testing.postgres import (
     wait_until,
 )
 
-pytestmark = pytest.mark.pg
+pytestmark = [pytest.mark.pg, pytest.mark.interpreted]
 
 SOURCE = Path(embedded.__file__).parents[2]
 PROLOGUE = """

@@ -23,7 +23,7 @@ from cenote.measure.storm import Moment
 from cenote.measure.storm_findings import disagreements
 from cenote.measure.storm_real import Done, run_real
 
-pytestmark = pytest.mark.pg
+pytestmark = [pytest.mark.pg, pytest.mark.interpreted]
 COMMAND = [sys.executable, "-m", "cenote.cli", "storm"]
 ATTEMPTS = 3
 """A machine that does other work spoils a run, so one of a few has to agree."""
