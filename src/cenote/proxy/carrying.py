@@ -337,17 +337,22 @@ class Carrying(Pinning):
         """The server has said which statements are prepared there. Whether they can be carried."""
         had = dict(client.settings.prepared) if client.settings is not None else {}
         prepared: dict[bytes, bytes] = {}
+        anew: dict[bytes, bytes] = {}  # prepared amid other settings: not what another client has by this text
         for name, text in (told.prepared or {}).items():
             # What was carried here was prepared by us: its own text is known better.
             alone = had[name] if text == had.get(name) else preparing(name, text)
-            if alone is None or (client.apart and alone != had.get(name)) or len(prepared) >= MAX_PREPARED_BY_SQL:
+            if alone is None or len(prepared) >= MAX_PREPARED_BY_SQL:
                 return False
             prepared[name] = alone
+            if client.apart and alone != had.get(name):
+                anew[name] = b""
+        if anew and client.pin:
+            return False
         if prepared != had:
             self.note("carried: prepared", client.text)
             items = client.settings.items if client.settings is not None else ()
             client.settings = self.settings_of(items, tuple(sorted(prepared.items())))
-            self.carry(server, client.settings)
+            self.carry(server, self.settings_of(items, tuple(sorted({**prepared, **anew}.items()))))
         for name, statement in list(server.names.items()):
             there = (told.named or {}).get(name)
             if there is None:
@@ -369,7 +374,8 @@ class Carrying(Pinning):
             client.unpin()
         elif held:
             client.pin = self.pin_reason(held) if not held & touch.UNKNOWN else client.pin
-        self.convert(client, server)  # an encoding that cannot be read pins
+        if server.settings is client.settings:
+            self.convert(client, server)  # an encoding that cannot be read pins
         client.go_on_after(server)
 
     def settings_of(self, items: Any, prepared: Any = ()) -> Settings | None:
