@@ -49,11 +49,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The compiled wheel has the same instruments as plain Python: they are tested once."""
+    """The compiled wheel has the same instruments as plain Python, and what differs between versions of PostgreSQL
+    is the same Python: these are tested once."""
     if config.getoption("--build") == "compiled":
-        left_out = [item for item in items if item.get_closest_marker("interpreted")]
+        left_out = [item for item in items if _tested_once(item)]
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("interpreted")]
+        items[:] = [item for item in items if not _tested_once(item)]
+
+
+def _tested_once(item: pytest.Item) -> bool:
+    call = getattr(item, "callspec", None)
+    old = call is not None and call.params.get("pg") == min(VERSIONS)
+    return old or item.get_closest_marker("interpreted") is not None
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
