@@ -346,8 +346,8 @@ class Carrying(Pinning):
             prepared[name] = alone
             if client.apart and alone != had.get(name):
                 anew[name] = b""
-        if anew and client.pin:
-            return False
+        if anew and (client.pin or told.held):
+            return False  # while it is kept, what it carries is learned again, and this forgotten
         if prepared != had:
             self.note("carried: prepared", client.text)
             items = client.settings.items if client.settings is not None else ()

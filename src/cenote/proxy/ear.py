@@ -25,7 +25,7 @@ from cenote.proxy.asking import timed_out
 from cenote.proxy.channels import channel_of, listening, quoted
 from cenote.proxy.marks import Marks
 from cenote.proxy.returning import Return
-from cenote.proxy.settings import AT_ONCE, PATIENCE
+from cenote.proxy.settings import UNHINDERED
 from cenote.reasons import Pinned
 from cenote.sql import touch
 
@@ -40,7 +40,6 @@ AGAIN_S = 10.0  # and how long it is let alone after that
 _TRIES = 5
 _IDLE = 0x49
 _LISTEN = str(Pinned.LISTEN)
-_PATIENT = AT_ONCE + b";" + PATIENCE + b";"
 
 
 class Ear:
@@ -235,7 +234,7 @@ class Ear:
         self.tries += 1
         self.rows.clear()
         self.token = self.listener.new_token() if self.listener.live else b""
-        sql = _PATIENT + self.marks.question()
+        sql = UNHINDERED + self.marks.question()
         server.inject(sql + (b";" + listening((self.token,)) if self.token else b""), self._told, self.rows)
 
     def _told(self, error: bytes | None) -> None:
@@ -288,7 +287,7 @@ class Ear:
         """The shared connection has everything: listen to nothing on the client's own."""
         self.leaving = True
         self.tries += 1
-        server.inject(_PATIENT + b"UNLISTEN *;" + self.marks.reset(), self._left)
+        server.inject(UNHINDERED + b"UNLISTEN *;" + self.marks.reset(), self._left)
 
     def _left(self, error: bytes | None) -> None:
         client, server = self.client, self.client.server
@@ -336,7 +335,7 @@ class Ear:
             client.write(frame)
         self.after.clear()
         if self.token:
-            server.inject(_PATIENT + b"UNLISTEN " + quoted(self.token), None)
+            server.inject(UNHINDERED + b"UNLISTEN " + quoted(self.token), None)
         self.token = b""
         self.here = self.there = False
         self.listener.waiting.add(self)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from cenote.errors import ProtocolError
-from cenote.proxy.settings import AT_ONCE, PATIENCE, literal
+from cenote.proxy.settings import UNHINDERED, literal
 from cenote.wire import messages
 
 _IDLE, _FAILED = 0x49, 0x45  # I and E, as transaction statuses
@@ -68,7 +68,7 @@ class Marks:
         else:
             sql = b"SELECT " + change
         if server.status == _IDLE and replies.kind == 0:
-            sql = AT_ONCE + b";" + PATIENCE + b";" + sql  # in a transaction it would be the client's, too
+            sql = UNHINDERED + sql  # in a transaction it would be the client's, too
         server.inject(sql, None)
 
     def behind(self, server: Any, token: bytes) -> None:

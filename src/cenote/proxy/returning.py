@@ -11,13 +11,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from cenote.proxy.channels import quoted
-from cenote.proxy.settings import AT_ONCE, PATIENCE
+from cenote.proxy.settings import UNHINDERED
 from cenote.sql import touch
 
 if TYPE_CHECKING:
     from cenote.proxy.ear import Ear
-
-_PATIENT = AT_ONCE + b";" + PATIENCE + b";"
 
 
 class Return:
@@ -50,7 +48,7 @@ class Return:
             self.give_up(1.0)
         elif self.ear.returning is self and self.ear.client.server is self.server:
             word = quoted(self.token)
-            sql = _PATIENT + b"SET LOCAL synchronous_commit = off;" + self.ear.listening_anew(self.server)
+            sql = UNHINDERED + b"SET LOCAL synchronous_commit = off;" + self.ear.listening_anew(self.server)
             self.server.inject(sql + b";LISTEN " + word + b";NOTIFY " + word, self._sent)
 
     def _sent(self, error: bytes | None) -> None:
@@ -100,7 +98,7 @@ class Return:
             return
         for frame in frames:
             client.write(frame)
-        self.server.inject(_PATIENT + b"UNLISTEN " + quoted(self.token), None)
+        self.server.inject(UNHINDERED + b"UNLISTEN " + quoted(self.token), None)
         held = client.ties
         ear.keep_no_longer()
         client.asking = False

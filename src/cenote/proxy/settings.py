@@ -35,6 +35,8 @@ PATIENCE = b"SET LOCAL statement_timeout = 0"
 # A transaction that is serializable, read only and deferrable waits at its first snapshot for others to end.
 DEFERRABLE = b"default_transaction_deferrable"
 AT_ONCE = b"SET LOCAL transaction_deferrable = off"
+#: Ahead of a query of our own, of which there is to be an answer whatever the client has set.
+UNHINDERED = AT_ONCE + b";" + PATIENCE + b";"
 _SHORT = re.compile(rb"\s*\d{1,3}\s*(?:ms|us)?\s*|.*us\s*|.*[.eExX].*")
 # SET would take the list in one constant for one name, and quote it.
 _LISTS = frozenset(b"search_path temp_tablespaces session_preload_libraries local_preload_libraries".split())
@@ -154,9 +156,8 @@ def conversion(
             # SET and RESET would cut it, or take it for a name in the client's encoding.
             changes.append(_set(name, b"NULL" if value is None else literal(value)))
         elif value is None:
-            if (
-                before[name] or b"." not in name or name in own
-            ):  # a custom one reads as an empty string behind RESET, too
+            # A custom one that is empty would be empty behind RESET, too.
+            if before[name] or b"." not in name or name in own:
                 statements.append(b"RESET " + identifier(name))
         elif name in _LISTS:
             changes.append(_set(name, literal(value)))

@@ -23,7 +23,7 @@ from cenote.proxy.pool import ProxyPool
 from cenote.proxy.prepared import read
 from cenote.proxy.replies import NONE, OWN_QUERY, OWN_SYNC, QUERY, SYNC
 from cenote.proxy.server import ServerConnection
-from cenote.proxy.settings import AT_ONCE, PATIENCE, TIMEOUT, conversion, put_back
+from cenote.proxy.settings import AT_ONCE, TIMEOUT, UNHINDERED, conversion, put_back
 from cenote.proxy.state import (
     CUSTOM_NAME,
     CUSTOMS,
@@ -168,7 +168,7 @@ class Works:
     async def _learn_defaults(self, server: ServerConnection, timeout: float) -> None:
         """What ALTER ROLE or ALTER DATABASE gave this log-in; another one, earlier or later, may have others."""
         rows: list[bytes] = []
-        error = await self._run(server, PATIENCE + b";" + DEFAULTS, timeout, rows)
+        error = await self._run(server, UNHINDERED + DEFAULTS, timeout, rows)
         if error == b"":
             text = f"the server did not say what the log-in begins with within {timeout:.3g} s"
             raise DialError("08006", text, Failure.DESTINATION)
@@ -384,8 +384,7 @@ class Works:
         """Find out if the code in this database asks `currval` or `lastval`, which no client's text would show.
         Whether there was an answer."""
         rows: list[bytes] = []
-        sql = AT_ONCE + b";" + PATIENCE + b";" + SEQUENCES
-        error = await self._run(server, sql, max(0.1, deadline - monotonic()), rows)
+        error = await self._run(server, UNHINDERED + SEQUENCES, max(0.1, deadline - monotonic()), rows)
         self.pool.minds_sequences = self.pool.minds_sequences or bool(error) or bool(rows)
         return error != b""
 
@@ -394,8 +393,7 @@ class Works:
         pool = self.pool
         rows: list[bytes] = []
         definitions = pool.definitions
-        sql = AT_ONCE + b";" + PATIENCE + b";" + CUSTOMS
-        if await self._run(server, sql, max(0.1, deadline - monotonic()), rows) is None:
+        if await self._run(server, UNHINDERED + CUSTOMS, max(0.1, deadline - monotonic()), rows) is None:
             names = [unhexlify(messages.values(row)[0] or b"").lower() for row in rows]
             pool.code_customs = frozenset(name for name in names if CUSTOM_NAME.fullmatch(name))
         # Only now: who is audited meanwhile may have run what is new, and asks for itself.

@@ -111,7 +111,7 @@ class Findings:
 
     def assign(self, name: str | None, source: str, local: bool) -> None:
         """Note what `Verdict.assigns` tells; `name` as for `setting`."""
-        name = (name or "").lower()
+        name = fold(name or "")
         self.assigns[_RENAMED.get(name, name), source, local] = None
 
     def every_setting(self) -> None:
