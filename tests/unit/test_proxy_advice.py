@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cenote.proxy.advice import advice
-from cenote.proxy.prepared import fingerprint_of
+from cenote.proxy.reading import fingerprint_of
 from cenote.reasons import ADVICE, Pinned
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cenote.proxy.holdings import Holdings, may_end
-from cenote.proxy.prepared import clearing, read
+from cenote.proxy.reading import clearing, read
 from cenote.sql import touch
 
 

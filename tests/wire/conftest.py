@@ -67,6 +67,18 @@ def proxy_for() -> Iterator[Callable[..., RunningProxy]]:
 
 
 @pytest.fixture
+def single(proxy_for: Callable[..., RunningProxy], pg: embedded.Postgres) -> RunningProxy:
+    """A proxy with one server connection, on each version in turn: what one client leaves, the next one gets."""
+    return proxy_for(pg, max_size=1)
+
+
+@pytest.fixture
+def pair(proxy_for: Callable[..., RunningProxy], pg: embedded.Postgres) -> RunningProxy:
+    """A proxy with two server connections, on each version in turn."""
+    return proxy_for(pg, max_size=2)
+
+
+@pytest.fixture
 def admin(pg18: embedded.Postgres) -> Iterator[Admin]:
     """The superuser's look at PostgreSQL 18, past the proxy."""
     admin = Admin(pg18.superuser_dsn)

@@ -5,24 +5,11 @@ that they were sent.
 from __future__ import annotations
 
 import pytest
-from proxy_kit import RunningProxy, wire
+from proxy_kit import wire
 from scripts_BD import COPY_DONE, FLUSH, SYNC, bind, data, execute, parse, query, run
 from state_kit import direct, pinned, shown, tell
 
-from cenote.embedded import Postgres
 from cenote.testing.wire import error, kinds, rows, value
-
-
-@pytest.fixture
-def single(proxy_for, pg: Postgres) -> RunningProxy:
-    """A proxy with one server connection, on each version in turn: what one client leaves, the next one gets."""
-    return proxy_for(pg, max_size=1)
-
-
-@pytest.fixture
-def pair(proxy_for, pg: Postgres) -> RunningProxy:
-    """A proxy with two server connections, on each version in turn."""
-    return proxy_for(pg, max_size=2)
 
 
 def bound(text: str) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from proxy_kit import RunningProxy, wire
+from proxy_kit import wire
 from scripts_BD import SYNC, again, bind, close, describe, execute, parse, query, run
 from state_kit import roles_of, shown, tell
 
@@ -17,12 +17,6 @@ from cenote.testing.wire import RawClient, WireFailure, error, errors, kinds, ro
 from pool_kit import Admin
 
 INSERT = "INSERT INTO c_log VALUES (1)"
-
-
-@pytest.fixture
-def single(proxy_for, pg: Postgres) -> RunningProxy:
-    """One server connection for all."""
-    return proxy_for(pg, max_size=1)
 
 
 @pytest.fixture

@@ -18,12 +18,6 @@ EXTENDED = pytest.mark.parametrize("extended", [False, True], ids=["simple", "ex
 
 
 @pytest.fixture
-def single(proxy_for, pg: Postgres) -> RunningProxy:
-    """A proxy with one server connection, on each version in turn: what one client leaves, the next one gets."""
-    return proxy_for(pg, max_size=1)
-
-
-@pytest.fixture
 def pair(proxy_for, pg: Postgres) -> RunningProxy:
     """A proxy with two server connections, both of which may be kept, on each version in turn."""
     return proxy_for(pg, max_size=2, max_pinned=2)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from proxy_kit import RunningProxy, wire
+from proxy_kit import wire
 from scripts_BD import SYNC, again, parse, query, run
 from state_kit import conversions, direct, elsewhere, pid_of, pinned, roles_of, shown, tell
 
-from cenote.embedded import Postgres
 from cenote.proxy import operations
 from cenote.testing.wire import END, error, kinds, ready, rows, value
 from cenote.wire import messages
@@ -15,18 +14,6 @@ from cenote.wire import messages
 EXTENDED = pytest.mark.parametrize("extended", [False, True], ids=["simple", "extended"])
 GERMAN = {"DateStyle": "German"}
 BASE_PATH = '"$user", public'
-
-
-@pytest.fixture
-def single(proxy_for, pg: Postgres) -> RunningProxy:
-    """A proxy with one server connection, on each version in turn: what one client leaves, the next one gets."""
-    return proxy_for(pg, max_size=1)
-
-
-@pytest.fixture
-def pair(proxy_for, pg: Postgres) -> RunningProxy:
-    """A proxy with two server connections, on each version in turn."""
-    return proxy_for(pg, max_size=2)
 
 
 # -- C1: SET and RESET outside of a transaction ------------------------------------------------------------------

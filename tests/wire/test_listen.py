@@ -20,12 +20,6 @@ EXTENDED = pytest.mark.parametrize("extended", [False, True], ids=["simple", "ex
 
 
 @pytest.fixture
-def pair(proxy_for, pg: Postgres) -> RunningProxy:
-    """A proxy with two server connections, on each version in turn."""
-    return proxy_for(pg, max_size=2)
-
-
-@pytest.fixture
 def three(proxy_for, pg18: Postgres) -> RunningProxy:
     """A proxy with three."""
     return proxy_for(pg18, max_size=3)

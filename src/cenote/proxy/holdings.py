@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from cenote.proxy.prepared import clearing
+from cenote.proxy.reading import clearing
 from cenote.sql import touch
 
 _NAME = rb'("[^"]*"|[\w.$]+)'

@@ -1,5 +1,6 @@
 cimport cython
-from cenote.proxy.prepared cimport Reading, Statement, read
+from cenote.proxy.prepared cimport Statement
+from cenote.proxy.reading cimport Reading, read
 from cenote.proxy.replies cimport Entry, ReplyQueue
 from cenote.proxy.roles cimport Borrower, Lender
 from cenote.proxy.server cimport ServerConnection

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cenote.proxy.prepared import HARMLESS, Statement, read
+from cenote.proxy.prepared import Statement
+from cenote.proxy.reading import HARMLESS, read
 from cenote.proxy.replies import CLOSE, NAMED_PARSE, NONE, OWN_BRING, OWN_PARSE, SYNTHETIC, SYNTHETIC_CLOSE, Entry
 from cenote.proxy.roles import Borrower
 from cenote.proxy.server import ServerConnection

@@ -16,7 +16,7 @@ from typing import Any
 
 from cenote.proxy import kinds
 from cenote.proxy.holdings import Holdings, may_end
-from cenote.proxy.prepared import HARMLESS, Reading, bound, read
+from cenote.proxy.reading import HARMLESS, Reading, bound, read
 from cenote.proxy.requests import LARGE_OBJECT_CALLS
 from cenote.proxy.settings import MAX_PREPARED_BY_SQL
 from cenote.reasons import Pinned

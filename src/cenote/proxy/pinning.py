@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from cenote.proxy.listener import Listener
-from cenote.proxy.prepared import fingerprint_of
+from cenote.proxy.reading import fingerprint_of
 from cenote.proxy.roles import Lender
 from cenote.reasons import ADVICE, TEXT, Pinned
 from cenote.sql import touch

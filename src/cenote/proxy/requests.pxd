@@ -1,5 +1,6 @@
 cimport cython
-from cenote.proxy.prepared cimport Reading, Statement, change, may_copy, read
+from cenote.proxy.prepared cimport Statement
+from cenote.proxy.reading cimport Reading, change, may_copy, read
 from cenote.proxy.replies cimport Entry, ReplyQueue
 from cenote.proxy.server cimport ServerConnection
 from cenote.proxy.ties cimport Tied

@@ -12,7 +12,7 @@ from typing import Any
 
 from cenote.errors import ProtocolError
 from cenote.proxy import kinds
-from cenote.proxy.prepared import HARMLESS, change, may_copy, read
+from cenote.proxy.reading import HARMLESS, change, may_copy, read
 from cenote.proxy.replies import BIND, CLOSE, DESCRIBE, EXECUTE, NONE, PARSE, QUERY, SYNC, UNNAMED_PARSE, Entry
 from cenote.proxy.server import ServerConnection
 from cenote.proxy.ties import Tied

@@ -1,6 +1,7 @@
 cimport cython
 from cenote.proxy.naming cimport Named
-from cenote.proxy.prepared cimport Reading, Statement
+from cenote.proxy.prepared cimport Statement
+from cenote.proxy.reading cimport Reading
 from cenote.proxy.server cimport ServerConnection
 
 cdef int _BIND, _EXECUTE, _DESCRIBE, _SYNC, _FLUSH

@@ -11,7 +11,7 @@ from time import monotonic
 
 from cenote.proxy import kinds
 from cenote.proxy.naming import Named
-from cenote.proxy.prepared import Reading, bound, bound_names, executed, nulled
+from cenote.proxy.reading import Reading, bound, bound_names, executed, nulled
 from cenote.proxy.replies import NONE
 from cenote.proxy.server import ServerConnection
 from cenote.sql import touch

@@ -20,7 +20,7 @@ from cenote.proxy.auth.secrets import Secrets
 from cenote.proxy.dial import DialError, send_cancel
 from cenote.proxy.log import get_log
 from cenote.proxy.pool import ProxyPool
-from cenote.proxy.prepared import read
+from cenote.proxy.reading import read
 from cenote.proxy.replies import NONE, OWN_QUERY, OWN_SYNC, QUERY, SYNC
 from cenote.proxy.server import ServerConnection
 from cenote.proxy.settings import AT_ONCE, TIMEOUT, UNHINDERED, conversion, put_back
