@@ -281,10 +281,13 @@ async def test_a_database_that_has_moved_is_followed_as_its_connections_come_bac
         await busy.query("COMMIT")
         assert value(await busy.query("SELECT current_database()")) == "postgres"
         await until(lambda: proxy.counts()["closing"] == 0)
-        budgets = proxy.call(lambda: {name: server.budget.used for name, server in proxy.daemon.budgets.items()})
-        assert budgets == {
-            f"localhost:{proxy.server.port}": proxy.call(lambda: proxy.daemon.pools[0].machine.size)
-        }
+
+        def counted() -> tuple[dict[str, int], int]:
+            used = {name: server.budget.used for name, server in proxy.daemon.budgets.items()}
+            return used, proxy.daemon.pools[0].machine.size
+
+        budgets, size = proxy.call(counted)
+        assert budgets == {f"localhost:{proxy.server.port}": size}
 
 
 @wire
