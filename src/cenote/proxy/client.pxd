@@ -26,6 +26,7 @@ cdef class ClientSession(Requesting):
     cdef int _seen_enough(self, bytes data, int kind, Py_ssize_t i, long length) except -2
     @cython.locals(server=ServerConnection)
     cdef bint _without_server(self, bytes data, int kind, Py_ssize_t i, Py_ssize_t end) except -1
+    cdef bint _fits(self, ServerConnection server) except -1
     cdef bint _next_stops(self) except -1
     cpdef refuse(self, bytes error)
     cdef _decline(self, int kind)

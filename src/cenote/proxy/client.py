@@ -259,7 +259,7 @@ class ClientSession(Requesting):
         if self.declined is None:
             server = self.pool.borrow(self)
             if server is not None:
-                if server.settings is not self.settings or self.pool.reads_nothing:
+                if not self._fits(server):
                     self.pool.convert(self, server, self.stops(data, kind, i, end))
             elif self.declined is None:
                 self.holding = True
@@ -286,8 +286,12 @@ class ClientSession(Requesting):
         self.waiter = None
         if not self.holding:
             self.pool.unneeded(self, server)
-        elif not self.pool.convert(self, server, self._next_stops()):
+        elif self._fits(server) or not self.pool.convert(self, server, self._next_stops()):
             self.go_on()
+
+    def _fits(self, server: ServerConnection) -> bool:
+        """Whether this connection is as the client wants it."""
+        return server.settings is self.settings and not self.pool.reads_nothing
 
     def _next_stops(self) -> bool:
         """Whether a failed transaction stops the message that is held."""
