@@ -232,9 +232,9 @@ class ClientSession(Requesting):
         if kind in (_QUERY, _PARSE):
             return 0 if length <= _TEXT_BYTES else 1
         if kind == _BIND:
-            if _two_names(data, i + 5):
-                return 1
-            return 0 if len(data) - i <= _HOLD_BYTES else -1
+            if not _two_names(data, i + 5):
+                return 0 if len(data) - i <= _HOLD_BYTES else -1
+            return 0 if length <= _HOLD_BYTES and not self.raw and self.reads_parameters(data, i) else 1
         if kind == _FUNCTION:
             return 1 if len(data) - i >= 9 else 0
         return 0 if length <= _HOLD_BYTES else -1
@@ -248,12 +248,13 @@ class ClientSession(Requesting):
             return True
         if kind in (_COPY_DATA, _COPY_DONE, _COPY_FAIL, _FLUSH):
             return True  # outside of COPY a server ignores them
-        named = self.settings is not None and self.settings.prepared_names
-        if kind == _CLOSE and not (named and data[i + 5] == _STATEMENT and data[i + 6 : end - 1] in named):
-            if data[i + 5] == _STATEMENT:
-                self.undefine_name(data[i + 6 : end - 1])
-            self.write(messages.CLOSE_COMPLETE)
-            return True
+        if kind == _CLOSE:
+            name = data[i + 6 : end - 1] if data[i + 5] == _STATEMENT else None
+            if name is None or self.settings is None or name not in self.settings.prepared_names:
+                if name is not None:
+                    self.undefine_name(name)
+                self.write(messages.CLOSE_COMPLETE)
+                return True
         if kind == _PARSE and end <= len(data) and data[i + 5] and self.parse_known(data, i + 5, end):
             return True
         if self.declined is None:

@@ -21,6 +21,8 @@ cdef class Requesting(Tied):
 
     @cython.locals(at=Py_ssize_t, last=Py_ssize_t, statement=Statement, reading=Reading)
     cdef bint stops(self, bytes data, int kind, Py_ssize_t i, Py_ssize_t end) except -1
+    @cython.locals(statement=Statement, reading=Reading)
+    cdef bint reads_parameters(self, bytes data, Py_ssize_t i) except -1
     @cython.locals(reading=Reading)
     cdef Py_ssize_t query(self, ServerConnection server, bytes data, Py_ssize_t start, Py_ssize_t i,
                           Py_ssize_t end) except -1

@@ -84,6 +84,14 @@ class Requesting(Tied):
         last = data.find(b"\0", at)
         return data[at : at + 1].lower() in _STOPPED and (plain(data, at, last) or not read(data[at:last]).matters)
 
+    def reads_parameters(self, data: bytes, i: int) -> bool:
+        """Whether what this Bind does may depend on its parameters."""
+        at = data.index(b"\0", i + 5) + 1
+        name = data[at : data.index(b"\0", at)]
+        statement = self.statements.get(name) if name and self.statements is not None else None
+        reading = self.unnamed_reading if not name else statement.reading if statement is not None else HARMLESS
+        return reading.matters or reading.hidden
+
     def query(self, server: ServerConnection, data: bytes, start: int, i: int, end: int) -> int:
         if server.replies.open and server.replies.kind != _OWED_NONE:
             # It ends the unnamed statement, unless the batch it stands in has failed: that has to be known first.
