@@ -11,6 +11,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 SOURCE = Path("src")
+CALLS = SOURCE / "cenote" / "proxy" / "syscalls.pxd"  # stands for its module: functions in C
 
 
 def hot_modules() -> list[Extension]:
@@ -29,7 +30,7 @@ def hot_modules() -> list[Extension]:
             extra_compile_args=["-O2", "-g0"],
         )
         for pxd in sorted(SOURCE.rglob("*.pxd"))
-        if pxd.name != "__init__.pxd"
+        if pxd != CALLS
     ]
     return list(
         cythonize(

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import importlib.machinery
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from cenote.core import machine
 
 SOURCE = Path(__file__).parents[2] / "src"
-HOT = sorted(path for path in SOURCE.rglob("*.pxd") if path.name != "__init__.pxd")
+CALLS = SOURCE / "cenote" / "proxy" / "syscalls.pxd"
+HOT = sorted(path for path in SOURCE.rglob("*.pxd") if path != CALLS)
 EXTENSIONS = tuple(importlib.machinery.EXTENSION_SUFFIXES)
 
 
@@ -27,8 +29,15 @@ def test_each_file_of_c_types_lies_beside_its_source(path: Path) -> None:
     assert path.with_suffix(".py").is_file()
 
 
-def test_there_is_no_second_implementation() -> None:
+def test_there_is_no_second_implementation_but_of_three_system_calls() -> None:
     assert [*SOURCE.rglob("*.pyx"), *SOURCE.rglob("*.pxi")] == []
+    assert [path for path in HOT if "cdef inline" in path.read_text()] == []
+    in_c = re.findall(r"^cdef inline \S+ (\w+)\((.*)\)", CALLS.read_text(), re.MULTILINE)
+    written = {name: [word.split()[-1] for word in words.split(", ")] for name, words in in_c}
+    source = ast.parse(CALLS.with_suffix(".py").read_text())
+    functions = [node for node in source.body if isinstance(node, ast.FunctionDef)]
+    assert written == {node.name: [each.arg for each in node.args.args] for node in functions}
+    assert written.keys() == {"receive", "send", "ready"}
 
 
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=module_name)

@@ -1,4 +1,6 @@
 cimport cython
+from cenote.proxy cimport syscalls
+from cenote.proxy.peer cimport Peer
 
 cdef int _IN, _OUT, _ENDED, _ROUNDS, _BATCH
 cdef Py_ssize_t _SEND_BYTES
@@ -6,14 +8,13 @@ cdef Py_ssize_t _SEND_BYTES
 cdef class Poller:
     cdef public object loop
     cdef public object epoll
-    cdef public object poll
+    cdef public int fd
     cdef public dict transports
     cdef public list unsent
-    cdef public bytearray scratch
     cdef public bint running
     cdef object __weakref__
 
-    @cython.locals(fd=object, mask=int, transport=SocketTransport)
+    @cython.locals(ready=list, fd=object, mask=int, transport=SocketTransport)
     cpdef run(self)
     cpdef later(self, SocketTransport transport)
     @cython.locals(unsent=list, transport=SocketTransport)
@@ -24,6 +25,7 @@ cdef class SocketTransport:
     cdef public object sock
     cdef public int fd
     cdef public object protocol
+    cdef public Peer peer
     cdef public list pending
     cdef public Py_ssize_t size
     cdef public Py_ssize_t high
@@ -36,7 +38,7 @@ cdef class SocketTransport:
     cdef public int mask
     cdef object __weakref__
 
-    @cython.locals(p="char*", n=Py_ssize_t, scratch=bytearray)
+    @cython.locals(data=bytes)
     cpdef readable(self, int mask)
     cpdef pause_reading(self)
     cpdef resume_reading(self)
@@ -50,3 +52,4 @@ cdef class SocketTransport:
     cpdef abort(self)
     cdef _fail(self, error)
     cdef _ask(self, int mask)
+    cpdef set_protocol(self, protocol)

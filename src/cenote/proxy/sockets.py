@@ -18,7 +18,9 @@ import socket
 import weakref
 from typing import Any
 
-_SCRATCH_BYTES = 262_144  # what one socket may bring in one turn
+from cenote.proxy import syscalls
+from cenote.proxy.peer import Peer
+
 _BATCH = 256
 _ROUNDS = 16  # batches until timers and tasks of the event loop have their turn
 _SEND_BYTES = 1_048_576  # pieces are joined up to this
@@ -35,19 +37,18 @@ class Poller:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.epoll = select.epoll()
-        self.poll = self.epoll.poll
+        self.fd = self.epoll.fileno()
         self.transports: dict[int, SocketTransport] = {}
         self.unsent: list[SocketTransport] = []
-        self.scratch = bytearray(_SCRATCH_BYTES)
         self.running = False
-        loop.add_reader(self.epoll.fileno(), self.run)
+        loop.add_reader(self.fd, self.run)
 
     def run(self) -> None:
         """Take what is ready through the sessions. O(ready)"""
         self.running = True
         try:
             for _ in range(_ROUNDS):
-                ready = self.poll(0, _BATCH)
+                ready = syscalls.ready(self.epoll, self.fd, _BATCH)
                 if not ready:
                     return
                 for fd, mask in ready:
@@ -82,6 +83,7 @@ class Poller:
 class SocketTransport:
     """One socket, with the methods of an asyncio transport.
 
+    peer: the protocol, where it is one of ours: called without a look for its method
     pending: what is to be sent, oldest first; queued: the poller will flush it
     mask: what epoll is asked for
     """
@@ -90,7 +92,7 @@ class SocketTransport:
         self.poller = poller
         self.sock = sock
         self.fd = sock.fileno()
-        self.protocol = protocol
+        self.set_protocol(protocol)
         self.pending: list[bytes] = []
         self.size = 0
         self.high = 65_536
@@ -111,19 +113,21 @@ class SocketTransport:
         """The socket has something for us, or has ended."""
         if self.gone or not (self.mask & _IN or mask & _ENDED):
             return
-        scratch = self.poller.scratch
         try:
-            n = self.sock.recv_into(scratch)
+            data = syscalls.receive(self.sock, self.fd)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
             self._fail(error)
             return
         try:
-            if n:
-                p = scratch
-                if not self.closing:
-                    self.protocol.data_received(bytes(p[:n]))
+            if data:
+                if self.closing:
+                    pass  # nobody reads it any more
+                elif self.peer is not None:
+                    self.peer.data_received(data)
+                else:
+                    self.protocol.data_received(data)
             elif self.closing or not self.protocol.eof_received():
                 self.close()
                 if mask & _ENDED:
@@ -164,7 +168,7 @@ class SocketTransport:
         while pending and not self.gone:
             data = pending[0] if len(pending) == 1 or len(pending[0]) >= _SEND_BYTES else self._joined()
             try:
-                sent = self.sock.send(data)
+                sent = syscalls.send(self.sock, self.fd, data)
             except (BlockingIOError, InterruptedError):
                 self._ask(self.mask | _OUT)
                 return
@@ -286,6 +290,7 @@ class SocketTransport:
 
     def set_protocol(self, protocol: Any) -> None:
         self.protocol = protocol
+        self.peer = protocol if isinstance(protocol, Peer) else None
 
     def get_protocol(self) -> Any:
         return self.protocol
