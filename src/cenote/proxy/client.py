@@ -266,8 +266,6 @@ class ClientSession(Requesting):
                 self.holding = True
         return False
 
-    # -- session state ----------------------------------------------------------------------------------------
-
     # -- a server connection comes and goes -------------------------------------------------------------------
 
     def go_on(self) -> None:

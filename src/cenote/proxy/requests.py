@@ -69,9 +69,7 @@ class Requesting(Tied):
             return False
         at = i + 5
         if kind == _BIND:
-            at = data.find(b"\0", at) + 1
-            name = data[at : data.find(b"\0", at)]
-            statement = self.statements.get(name) if name and self.statements is not None else None
+            name, statement = self.bound_to(data, i)
             if name and statement is None:
                 return False
             reading = statement.reading if statement is not None else self.unnamed_reading
@@ -86,9 +84,7 @@ class Requesting(Tied):
 
     def reads_parameters(self, data: bytes, i: int) -> bool:
         """Whether what this Bind does may depend on its parameters."""
-        at = data.index(b"\0", i + 5) + 1
-        name = data[at : data.index(b"\0", at)]
-        statement = self.statements.get(name) if name and self.statements is not None else None
+        name, statement = self.bound_to(data, i)
         reading = self.unnamed_reading if not name else statement.reading if statement is not None else HARMLESS
         return reading.matters or reading.hidden
 

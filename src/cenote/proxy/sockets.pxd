@@ -2,7 +2,7 @@ cimport cython
 from cenote.proxy cimport syscalls
 from cenote.proxy.peer cimport Peer
 
-cdef int _IN, _OUT, _ENDED, _ROUNDS, _BATCH
+cdef int _IN, _OUT, _ENDED, _ROUNDS
 cdef Py_ssize_t _SEND_BYTES
 
 cdef class Poller:

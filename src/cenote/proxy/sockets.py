@@ -21,7 +21,6 @@ from typing import Any
 from cenote.proxy import syscalls
 from cenote.proxy.peer import Peer
 
-_BATCH = 256
 _ROUNDS = 16  # batches until timers and tasks of the event loop have their turn
 _SEND_BYTES = 1_048_576  # pieces are joined up to this
 
@@ -48,7 +47,7 @@ class Poller:
         self.running = True
         try:
             for _ in range(_ROUNDS):
-                ready = syscalls.ready(self.epoll, self.fd, _BATCH)
+                ready = syscalls.ready(self.epoll, self.fd)
                 if not ready:
                     return
                 for fd, mask in ready:

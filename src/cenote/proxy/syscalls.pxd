@@ -44,9 +44,9 @@ cdef inline Py_ssize_t send(object sock, int fd, bytes data) except -1:
     return sent
 
 
-cdef inline list ready(object epoll, int fd, int most):
+cdef inline list ready(object epoll, int fd):
     cdef epoll_event events[256]
-    cdef int i, n = epoll_wait(fd, events, min(most, 256), 0)
+    cdef int i, n = epoll_wait(fd, events, 256, 0)
     if n < 0:
         PyErr_SetFromErrno(OSError)
     return [(events[i].data.fd, events[i].events) for i in range(n)]

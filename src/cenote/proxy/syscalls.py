@@ -9,6 +9,7 @@ from __future__ import annotations
 import select
 import socket
 
+_BATCH = 256  # of those that are ready
 _RECEIVE_BYTES = 65_536  # what is more would be mapped anew for each message; in C it is 256 KiB
 
 
@@ -30,6 +31,6 @@ def send(sock: socket.socket, fd: int, data: bytes) -> int:
     return sock.send(data)
 
 
-def ready(epoll: select.epoll, fd: int, most: int) -> list[tuple[int, int]]:
-    """At most so many of those that are ready (256 where it is compiled), and for what: descriptor and mask."""
-    return epoll.poll(0, most)
+def ready(epoll: select.epoll, fd: int) -> list[tuple[int, int]]:
+    """Some of those that are ready, and for what: descriptor and mask."""
+    return epoll.poll(0, _BATCH)

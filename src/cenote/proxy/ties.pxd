@@ -29,6 +29,9 @@ cdef class Tied(Named):
     cdef _note(self, ServerConnection server, Reading reading, bytes data, Py_ssize_t i, Py_ssize_t end)
     cdef mind_nulls(self, Reading reading, bytes data, Py_ssize_t i, Py_ssize_t end)
     cdef _mind_base(self, tuple resets)
+    @cython.locals(at=Py_ssize_t, name=bytes)
+    cdef tuple bound_to(self, bytes data, Py_ssize_t i)
+    @cython.locals(statement=Statement)
     cdef bytes _text_bound(self, bytes data, Py_ssize_t i)
     cdef fresh_sequences(self, ServerConnection server, Reading reading)
     cdef bint may_prepare(self, ServerConnection server, bytes data, Py_ssize_t i) except -1

@@ -11,6 +11,7 @@ from time import monotonic
 
 from cenote.proxy import kinds
 from cenote.proxy.naming import Named
+from cenote.proxy.prepared import Statement
 from cenote.proxy.reading import Reading, bound, bound_names, executed, nulled
 from cenote.proxy.replies import NONE
 from cenote.proxy.server import ServerConnection
@@ -165,11 +166,15 @@ class Tied(Named):
             if resets:
                 self._mind_base(tuple(resets))
 
+    def bound_to(self, data: bytes, i: int) -> tuple[bytes, Statement | None]:
+        """The name of the statement that a Bind is of, empty for the unnamed one; and what it stands for."""
+        at = data.find(b"\0", i + 5) + 1
+        name = data[at : data.find(b"\0", at)]
+        return name, self.statements.get(name) if name and self.statements is not None else None
+
     def _text_bound(self, data: bytes, i: int) -> bytes:
         """The text of the statement that a Bind names, as far as the ledger needs it."""
-        at = data.index(b"\0", i + 5) + 1
-        name = data[at : data.index(b"\0", at)]
-        statement = self.statements.get(name) if name and self.statements is not None else None
+        _, statement = self.bound_to(data, i)
         tail: bytes = statement.tail if statement is not None else self.unnamed or b""
         return tail[:1024].partition(b"\0")[0]
 
