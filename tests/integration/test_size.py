@@ -72,7 +72,7 @@ def test_a_planted_knee_is_found_within_one_step(database: str) -> None:
     assert all(level.transactions > 0 and level.p99_s for level in result.levels)
     assert result.levels[0].waits["Timeout"] > 0.3, "it is seen to sleep"
     assert {moment.connections for moment in seen} == set(levels)
-    assert sessions(database) == 0
+    eventually(lambda: sessions(database) == 0)
 
 
 def test_waiting_for_locks_is_seen(database: str) -> None:
@@ -98,7 +98,7 @@ def test_json_picture_and_report_come_from_one_run_of_a_script(database: str, tm
     assert figures["levels"][0]["switches_per_s"] > 0
     assert "</svg>" in plot.read_text()
     assert report.read_text().count("<svg") == 2
-    assert sessions(database) == 0
+    eventually(lambda: sessions(database) == 0)
 
 
 def test_without_a_url_it_measures_a_private_server_and_explains() -> None:
@@ -170,7 +170,7 @@ def test_bad_input_gets_one_clear_message(pg18: Postgres, words: list[str], stat
     assert (ended.exit_code, ended.stdout) == (status, "")
     assert said in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
-    assert sessions(pg18.dsn) == 0
+    eventually(lambda: sessions(pg18.dsn) == 0)
 
 
 def test_too_few_free_slots_are_seen_before_anything_is_opened() -> None:
@@ -199,7 +199,7 @@ def test_interrupted_it_cancels_what_runs_and_leaves_no_session(database: str) -
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (130, "", "cenote: interrupted\n")
-    assert sessions(database) == 0
+    eventually(lambda: sessions(database) == 0)
 
 
 def test_the_callers_stop_and_cancel_when_nobody_listens_any_more(database: str) -> None:
@@ -218,7 +218,7 @@ def test_the_callers_stop_and_cancel_when_nobody_listens_any_more(database: str)
 
     with pytest.raises(Enough), watch(target, "cenote size x"), callers(plan) as loop:
         loop.run(2, 1.0, 0.0, meanwhile, 30.0)
-    assert sessions(database) == 0
+    eventually(lambda: sessions(database) == 0)
 
 
 def test_connections_that_never_have_an_answer_are_told_with_how_many_had(database: str) -> None:
