@@ -817,8 +817,9 @@ async def test_C18_new_defaults_of_a_role_come_with_new_connections(pair, pg):
     """As without a proxy: a session keeps those it began with. RECONNECT makes all new."""
     with roles_of(pg) as admin:
         async with await pair.client() as client, await pair.client() as own:
-            await tell(own, "SET work_mem = '5MB'")
+            await tell(own, "SET work_mem = '5MB'", "BEGIN")
             pid = await pid_of(client)
+            await tell(own, "COMMIT")  # there are two now, and none is dialed for want of another
             admin.rows("ALTER ROLE app SET work_mem = '9MB'")
             try:
                 assert await shown(client, "work_mem") == "4MB"

@@ -311,13 +311,17 @@ async def test_C18_each_connection_has_the_defaults_of_its_own_log_in(proxy_for,
     with roles_of(pg18) as admin:
         proxy = proxy_for(pg18, max_size=2)
         async with await proxy.client() as client, await proxy.client() as other:
-            await tell(client, "SELECT 1")
+            await tell(other, "BEGIN")
+            await proxy.reached(resetting=0, checking=0, connecting=0)
+            kept = await pid_of(other)
             admin.rows("ALTER ROLE app SET app.env = 'prod'")
             try:
-                async with elsewhere(proxy, client):
-                    assert await shown(client, "app.env") == "prod"
-                    await tell(client, "SET app.env = 'mine'", "SELECT 1", "RESET app.env")
-                    await tell(other, "SELECT 1")
+                admin.rows(
+                    f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app' AND pid <> {kept}"
+                )
+                assert await shown(client, "app.env") == "prod"
+                await tell(client, "SET app.env = 'mine'", "SELECT 1", "RESET app.env")
+                await tell(other, "SELECT 1", "COMMIT", "SELECT 1")
             finally:
                 admin.rows("ALTER ROLE app RESET ALL")
 
