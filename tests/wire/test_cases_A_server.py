@@ -85,7 +85,7 @@ async def test_A1_a_server_without_tls_is_used_only_where_that_is_allowed(proxy_
             await session.serve()
 
     async with ScriptedServer(on_connect=hello, ssl=answer) as server:
-        proxy = proxy_for(server, sslmode=sslmode, acquire_timeout=0.5, connect_timeout=2)
+        proxy = proxy_for(server, sslmode=sslmode, acquire_timeout=2.0, connect_timeout=2)
         if sslmode == "prefer" and answer == b"N":
             async with await proxy.client() as client:
                 assert value(await client.query("SELECT hello")) == "0: SELECT hello"
@@ -132,7 +132,7 @@ async def test_A3_tls_towards_a_server_checks_what_sslmode_says(proxy_for, tls_f
             ({"sslmode": "verify-full", "sslrootcert": str(tls_files.ca)}, True),
             ({"sslmode": "verify-ca", "sslrootcert": str(tls_files.server_certificate)}, False),
         ):
-            proxy = proxy_for(server, acquire_timeout=0.5, connect_timeout=2, **options)
+            proxy = proxy_for(server, acquire_timeout=20.0 if trusted else 0.5, connect_timeout=2, **options)
             if trusted:
                 async with await proxy.client() as client:
                     assert value(await client.query("SELECT hello")).endswith("hello")
@@ -238,7 +238,7 @@ async def test_A21_a_refusal_that_lasts_is_named_when_the_wait_is_over(proxy_for
         session.close()
 
     async with ScriptedServer(on_connect=full) as server:
-        proxy = proxy_for(server, acquire_timeout=0.5)
+        proxy = proxy_for(server, acquire_timeout=2.0)
         fields = await first_error(proxy)
         assert fields["C"] == "53300"
         assert "too many clients already" in fields["M"], "the server's own words"
@@ -253,7 +253,7 @@ async def test_A15_what_keeps_a_role_out_at_the_server_keeps_it_out_here(proxy_f
     """In the server's words: the password was right, so there is nothing to hide."""
     pg18.psql(f"CREATE ROLE outsider PASSWORD 'secret' {role}", database="postgres")
     try:
-        proxy = proxy_for(pg18, users={"outsider": {"password": "secret"}}, acquire_timeout=0.5)
+        proxy = proxy_for(pg18, users={"outsider": {"password": "secret"}}, acquire_timeout=2.0)
         fields = await first_error(proxy, user="outsider", password="secret")
         assert fields["C"] == sqlstate
         assert "outsider" in fields["M"]
@@ -273,7 +273,7 @@ async def test_A22_a_login_event_trigger_speaks_to_the_client_that_made_the_prox
             database=name,
         )
         base = config_for(pg18)["databases"][pg18.database]
-        proxy = proxy_for(pg18, databases={name: base | {"acquire_timeout": 1}})
+        proxy = proxy_for(pg18, databases={name: base | {"acquire_timeout": 3}})
         assert "closed on Sundays" in (await first_error(proxy, database=name))["M"]
         await proxy.finish()
 

@@ -8,6 +8,7 @@ from scripts_BD import SYNC, again, parse, query, run
 from state_kit import conversions, direct, elsewhere, pid_of, pinned, roles_of, shown, tell
 
 from cenote.proxy import operations
+from cenote.proxy.settings import Settings, way
 from cenote.testing.wire import END, error, kinds, ready, rows, value
 from cenote.wire import messages
 
@@ -859,6 +860,16 @@ async def test_C19_it_strikes_its_clients_statements_and_nothing_of_the_proxys(p
             await client.query("SET app.tenant = 'x'")
         assert pinned(pair) == 0
         assert value(await other.query("SHOW statement_timeout")) == "0"
+
+
+@pytest.mark.parametrize(
+    ("timeout", "travels"), [(b"1ms", False), (b"999", False), (b"0.1s", False), (b"2s", True)]
+)
+def test_C19_a_conversion_that_may_strike_itself_does_not_travel_ahead_of_a_text(timeout, travels):
+    """COMMIT runs under it already. Alone a conversion is repeated; ahead of a text it fails the client."""
+    found = way(None, Settings(((b"statement_timeout", timeout),), None), {})
+    assert found is not None
+    assert bool(found.query) == travels
 
 
 @wire

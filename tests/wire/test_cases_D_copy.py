@@ -293,7 +293,7 @@ async def test_D2_copies_that_were_sent_whole_before_the_first_was_answered(prox
     synced = asyncio.Event()
     async with ScriptedServer(refuses_the_first) as server:
         proxy = proxy_for(server, max_size=1)
-        async with await proxy.client(timeout=3.0) as client:
+        async with await proxy.client(timeout=10.0) as client:
             await client.send((query(IN) + lines(1) + COPY_DONE) * 2)
             assert kinds(await client.until("G")) == "EZG"
             await client.send(SYNC, query("SELECT 1"))

@@ -329,7 +329,7 @@ async def test_E5_a_cancel_ends_what_its_client_waits_for_while_it_is_given_its_
     proxy_for, pg18, admin, way_out
 ):
     """Here: a statement prepared by SQL, and another session that has locked its table."""
-    proxy = proxy_for(pg18, max_size=2, query_timeout=0.5 if way_out == "query_timeout" else None)
+    proxy = proxy_for(pg18, max_size=2, query_timeout=2.0 if way_out == "query_timeout" else None)
     blocked = "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'e_locked'::regclass"
     admin.rows("CREATE TABLE e_locked (x int); GRANT ALL ON e_locked TO PUBLIC")
     try:

@@ -263,7 +263,7 @@ async def test_F4_half_a_message_that_went_on_to_the_server_does_not_hold_its_sl
         await client.reset()
     began = asyncio.get_running_loop().time()
     await single.reached(leased=0, closing=0, resetting=0)
-    assert asyncio.get_running_loop().time() - began < 2
+    assert asyncio.get_running_loop().time() - began < 4.5
     assert await next_pid(single)
 
 
@@ -285,11 +285,11 @@ async def test_F13_who_idles_in_a_transaction_for_too_long_is_sent_home(proxy_fo
 
 @wire
 async def test_F13_waiting_for_the_server_is_not_idling(proxy_for, pg18):
-    proxy = proxy_for(pg18, max_size=1, idle_transaction_timeout=1.0)
+    proxy = proxy_for(pg18, max_size=1, idle_transaction_timeout=2.0)
     async with await proxy.client() as client, await proxy.client() as waiter:
         await client.query("BEGIN")
         await waiter.send(messages.query("SELECT 'served'"))
-        assert kinds(await client.query("SELECT pg_sleep(2.2)")) == "TDCZ"
+        assert kinds(await client.query("SELECT pg_sleep(3.5)")) == "TDCZ"
         assert kinds(await client.query("COMMIT")) == "CZ"
         assert value(await waiter.until_ready()) == "served"
 
@@ -305,19 +305,19 @@ async def test_F13_outside_a_transaction_a_client_may_idle(proxy_for, pg18, admi
 
 @wire
 async def test_F14_a_query_timeout_does_not_fire_where_nothing_runs(proxy_for, pg18, admin):
-    proxy = proxy_for(pg18, max_size=1, query_timeout=0.3)
+    proxy = proxy_for(pg18, max_size=1, query_timeout=1.0)
     async with await proxy.client() as client:
         pid = await pid_of(client)
         await client.query("BEGIN")
-        await asyncio.to_thread(admin.rows, "SELECT pg_sleep(1.6)")
+        await asyncio.to_thread(admin.rows, "SELECT pg_sleep(2.3)")
         assert kinds(await client.query("COMMIT")) == "CZ"
-        await asyncio.to_thread(admin.rows, "SELECT pg_sleep(1.2)")
+        await asyncio.to_thread(admin.rows, "SELECT pg_sleep(2.3)")
         assert await pid_of(client) == pid
 
 
 @wire
 async def test_F14_a_query_that_takes_too_long_is_cancelled_and_the_session_goes_on(proxy_for, pg18):
-    proxy = proxy_for(pg18, max_size=1, query_timeout=0.3)
+    proxy = proxy_for(pg18, max_size=1, query_timeout=1.0)
     async with await proxy.client() as client:
         pid = await pid_of(client)
         assert error(await client.query(SLEEP))["C"] == "57014"

@@ -134,7 +134,7 @@ async def test_F18_a_server_that_does_not_answer_does_not_keep_it_from_stopping(
             await proxy.reached(waiting=1)
         began = asyncio.get_running_loop().time()
         await asyncio.to_thread(proxy.stop)
-        assert asyncio.get_running_loop().time() - began < 8
+        assert asyncio.get_running_loop().time() - began < 15
         if dial == "idle":
             await sent_home(client)
         else:

@@ -107,7 +107,7 @@ async def test_F25_a_client_that_drips_does_not_prolong_its_time(proxy_for, pg18
 
 @wire
 async def test_F25_a_client_that_never_answers_the_challenge_is_sent_away(proxy_for, pg18):
-    proxy = proxy_for(pg18, listen={"login_timeout": 0.4})
+    proxy = proxy_for(pg18, listen={"login_timeout": 2.0})
     async with await RawClient.connect(proxy.address) as client:
         await client.send(messages.startup([("user", proxy.user), ("database", proxy.database)]))
         trace = await client.closed()

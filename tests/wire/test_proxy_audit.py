@@ -316,9 +316,8 @@ async def test_C18_each_connection_has_the_defaults_of_its_own_log_in(proxy_for,
             kept = await pid_of(other)
             admin.rows("ALTER ROLE app SET app.env = 'prod'")
             try:
-                admin.rows(
-                    f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app' AND pid <> {kept}"
-                )
+                others = f"pg_stat_activity WHERE usename = 'app' AND pid <> {kept}"
+                admin.rows(f"SELECT pg_terminate_backend(pid) FROM {others}")
                 assert await shown(client, "app.env") == "prod"
                 await tell(client, "SET app.env = 'mine'", "SELECT 1", "RESET app.env")
                 await tell(other, "SELECT 1", "COMMIT", "SELECT 1")

@@ -514,7 +514,7 @@ def test_F21_hosts_are_tried_in_order_until_one_answers(pg18):
             for port in (closed_port(), silent.port):
                 async with FaultProxy("127.0.0.1", pg18.port) as there:
                     both = SimpleNamespace(host="127.0.0.1,127.0.0.1", port=f"{port},{there.port}")
-                    server = await dialed_at(both, pg18, timeout=1.0)
+                    server = await dialed_at(both, pg18, timeout=4.0)
                     assert server.endpoint.port == there.port
                     await server.leave()
 
@@ -564,7 +564,7 @@ def test_F21_every_step_says_where_it_failed_and_what_it_means(step, tmp_path):
             await end.silent()
 
         async with ScriptedServer(on_connect=silent) as scripted:
-            where: dict[str, Any] = {"timeout": 0.05}
+            where: dict[str, Any] = {"timeout": 1.0}
             if step == "refused":
                 where |= {"port": closed_port(), "timeout": 5.0}
             elif step == "unix":

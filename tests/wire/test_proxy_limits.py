@@ -8,11 +8,13 @@ import random
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
 
+import psutil
 import psycopg
 import pytest
 from proxy_kit import config_for, until, wire
 
 from cenote.embedded import Postgres
+from cenote.testing.postgres import wait_until
 from cenote.testing.wire import RawClient, error, value
 from cenote.wire import messages
 
@@ -28,6 +30,16 @@ def small() -> Iterator[Postgres]:
             for number in range(N_TENANTS):
                 conn.execute(f"CREATE ROLE tenant_{number} LOGIN PASSWORD 'secret'".encode())
         yield server
+
+
+@pytest.fixture(autouse=True)
+def nobody_else(small: Postgres) -> None:
+    """What was closed before this test has ended at the server, which counts it until then."""
+    with psycopg.connect(small.superuser_dsn, autocommit=True) as conn:
+        others = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> %s"
+        pid = conn.info.backend_pid
+        wait_until(lambda: conn.execute(others, (pid,)).fetchone() == (0,), what="earlier sessions have ended")
+    wait_until(lambda: not psutil.pid_exists(pid), what="this one, too")
 
 
 def tenants(**options: object) -> dict[str, object]:
@@ -198,7 +210,7 @@ async def test_3_greedy_tenants_of_200_do_not_starve_the_others(proxy_for, small
 
 @wire
 async def test_a_cap_refuses_nobody_and_its_error_would_name_it(proxy_for, small):
-    proxy = proxy_for(small, max_size=10, acquire_timeout=0.2, top={"server": {"max_connections": 1}})
+    proxy = proxy_for(small, max_size=10, acquire_timeout=2.0, top={"server": {"max_connections": 1}})
     async with await proxy.client() as holder, await proxy.client() as other:
         await holder.query("BEGIN")
         refused = error(await other.query("SELECT 1"))

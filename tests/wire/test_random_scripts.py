@@ -171,7 +171,7 @@ SCRIPTS = st.lists(STEPS, min_size=2, max_size=8).map(lambda steps: [sent for st
 async def play(address: Address, server: Any, script: Sequence[Sent], pieces: int) -> Trace:
     """What one end says to a script."""
     trace: list[Message] = []
-    async with await logged_in(address, server, timeout=5.0) as client:
+    async with await logged_in(address, server, timeout=10.0) as client:
         for sent in script:
             if pieces:
                 await client.send_in_pieces(sent.data, pieces)

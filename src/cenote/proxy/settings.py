@@ -54,6 +54,7 @@ class Settings:
     meaning: the part of it that changes what a text means, None if none does
     prepared: what it has prepared by SQL, names and texts
     opaque: in this client encoding texts cannot be read byte by byte
+    hasty: its timeout may strike whatever runs
     expires: the server ends a session with them that is idle, as one in the pool is
     """
 
@@ -67,6 +68,7 @@ class Settings:
         self.canonical: dict[bytes, bytes] = {}
         self.customs = frozenset(name for name, _ in items if b"." in name)
         self.expires = any(name == IDLE_TIMEOUT for name, _ in items)
+        self.hasty = _SHORT.fullmatch(dict(items).get(TIMEOUT, b"")) is not None
         self.opaque = _ENCODING_NAME.sub(b"", encoding.lower()) in _OPAQUE
 
     def cost_from(self, carried: Settings | None, stain: frozenset[bytes]) -> int:
@@ -123,7 +125,7 @@ def way(
     # A text that cannot be read pins; behind a timeout that strikes at once, nothing may follow unseen; to prepare
     # may take long: a table is locked; and what another connection can do better is to be tried there.
     alone = any(word in sql for word in (PATIENCE, _PREPARING, TEMP_BUFFERS))
-    first = not alone and not (wanted is not None and wanted.opaque)
+    first = not alone and (wanted is None or not (wanted.opaque or wanted.hasty))
     return Way(sql, first) if sql else None
 
 
