@@ -895,8 +895,15 @@ def test_what_the_server_says_at_the_door_is_understood(kit: Kit, pg: embedded.P
 
 def test_a_full_server_is_a_temporary_failure(kit: Kit, small: embedded.Postgres) -> None:
     with contextlib.ExitStack() as stack:
+
+        def takes_a_seat() -> bool:
+            with contextlib.suppress(psycopg.OperationalError):  # whoever sat there may be about to leave
+                stack.enter_context(psycopg.connect(small.dsn))
+                return True
+            return False
+
         for _ in range(4):
-            stack.enter_context(psycopg.connect(small.dsn))
+            wait_until(takes_a_seat)
         assert _refusal(kit, small.dsn)[:2] == (Failure.TEMPORARY, "53300")
     wait_until(lambda: not _watch(small.dsn))
 
@@ -1099,7 +1106,7 @@ def test_a_cancelled_coroutine_leaves_a_condition_that_is_true(database: str, wh
             assert await driver.fetch_value(conn, "SELECT 7", None) == 7
             if finished:
                 break
-        assert 3 < step < 999
+        assert 0 < step < 999
         await driver.close(conn, None, 5)
 
     asyncio.run(scenario())

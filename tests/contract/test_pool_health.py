@@ -30,6 +30,7 @@ async def test_an_unreachable_server_fails_wait_ready_with_the_reason_and_the_po
         port = taken.getsockname()[1]
     async with kit.pool(f"postgresql://app:s3cr3t@127.0.0.1:{port}/app", name="orders") as pool:
         await pool.open()
+        await until(lambda: pool.stats().closed.get("dial_failed"), "a dial to fail")
         with raises_clearly(errors.NotReady, '"orders"', "within 0.20 s", "127.0.0.1", "[P2008]", secret="s3cr3t"):
             await pool.wait_ready(0.2)
         with raises_clearly(errors.AcquireTimeout, "cannot be reached", "127.0.0.1", secret="s3cr3t") as caught:
@@ -81,9 +82,8 @@ async def test_connections_older_than_max_lifetime_are_replaced(kit: Kit) -> Non
     async with kit.pool(min_size=2, max_size=2, max_lifetime=0.3) as pool:
         await pool.wait_ready()
         before = set(kit.backends())
-        assert len(before) == 2
-        await until(lambda: not before & set(kit.backends()) and pool.stats().idle == 2, "both to be replaced")
-        assert pool.stats().closed["max_lifetime"] >= 2
+        await until(lambda: pool.stats().closed.get("max_lifetime", 0) >= 2, "both to be replaced")
+        await until(lambda: not before & set(kit.backends()) and pool.stats().idle == 2, "the old ones to be gone")
         assert pool.stats().epoch == 0
 
 

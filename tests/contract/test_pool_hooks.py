@@ -28,6 +28,8 @@ async def test_init_query_sets_what_every_borrower_finds_also_after_a_reset(kit:
 @behaviour
 async def test_an_init_query_that_fails_fails_the_dial_and_says_why(kit: Kit) -> None:
     async with kit.pool(max_size=1, init_query="SELECT nonsense") as pool:
+        await pool.open()
+        await until(lambda: pool.stats().closed.get("dial_failed"), "a dial to fail")
         with raises_clearly(errors.NotReady, "nonsense"):
             await pool.wait_ready(0.2)
         stats = pool.stats()
@@ -67,6 +69,8 @@ async def test_a_configure_hook_that_fails_fails_the_dial_and_its_error_is_told(
         raise LookupError("no such tenant")
 
     async with any_kit.pool(max_size=1, configure=any_kit.hook(fail)) as pool:
+        await pool.open()
+        await until(lambda: pool.stats().closed.get("dial_failed"), "a dial to fail")
         with raises_clearly(errors.NotReady, "no such tenant") as caught:
             await pool.wait_ready(0.2)
         assert isinstance(caught.value.__cause__, LookupError)
@@ -168,7 +172,7 @@ async def test_a_listener_hears_of_every_event_with_its_reason(any_kit: Kit) -> 
         await pool.release(held)
         await until(lambda: pool.stats().idle == 1)
         await pool.close()
-        await until(lambda: sum(event.kind == "closed" for event in heard) == 2)
+        await until(lambda: len(heard) == 5, "all to be told: the pool tells it after it has done it")
     assert {event.pool for event in heard} == {"orders"}
     told = [(event.kind, event.reason) for event in heard]
     assert sorted(told) == [
@@ -228,10 +232,13 @@ async def test_a_pool_outlives_a_change_of_its_password(kit: Kit, server: Any) -
         async with kit.pool(dsn, min_size=0, max_size=2) as pool:
             held = await pool.acquire()
             admin.rows(f"ALTER ROLE {role} PASSWORD 'second'")
+            with pytest.raises(errors.AcquireTimeout):
+                await pool.acquire(0)  # begins to dial
+            await until(lambda: pool.stats().closed.get("dial_failed"), "the dial to fail")
             with raises_clearly((errors.ConnectFailed, errors.AcquireTimeout), "password", secret="second"):
                 await pool.acquire(0.2)
             passwords["now"] = "second"
-            second = await pool.acquire(10)
+            second = await pool.acquire(20)
             await kit.sql(second, "SELECT 1")
             for conn in (held, second):
                 await pool.release(conn)

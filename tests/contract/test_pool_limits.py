@@ -159,7 +159,7 @@ async def test_close_cancels_the_query_of_a_lease_that_is_late_and_says_whose_it
         assert holder.last_verb == "SELECT"
         with pytest.raises(kit.errors()):
             await task
-        assert kit.backends() == []
+        await until(lambda: kit.backends() == [])
         assert (await pool.settled()).size == 0
 
 

@@ -56,6 +56,16 @@ def server() -> Iterator[Postgres]:
         yield running
 
 
+@pytest.fixture(autouse=True)
+def nobody_else(server: Postgres) -> None:
+    """What was closed before this test has ended at the server. The doctor does not count who has its name."""
+    others = (
+        "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    )
+    with psycopg.connect(server.superuser_dsn, autocommit=True, application_name="cenote") as conn:
+        wait_until(lambda: conn.execute(others).fetchone() == (0,), what="earlier sessions have ended")
+
+
 # -- what it finds ----------------------------------------------------------------------------------------------
 
 

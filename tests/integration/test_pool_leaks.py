@@ -75,7 +75,7 @@ def test_leak_after_warns_of_a_threads_lease_while_it_is_out(dsn: str) -> None:
     heard: list[Event] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with cenote.Pool(dsn, max_size=2, leak_after=0.05, name="orders", listener=heard.append) as pool:
+        with cenote.Pool(dsn, max_size=2, leak_after=0.5, name="orders", listener=heard.append) as pool:
             with pool.connection():
                 wait_until(lambda: leaks(caught))
                 assert pool.stats().leased == 1, "it only warns"

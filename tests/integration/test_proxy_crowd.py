@@ -240,7 +240,7 @@ def test_a_crowd_is_served_on_ten_connections_and_the_server_never_sees_more(
         places = {came: place for place, came in enumerate(sorted(range(active), key=times.__getitem__))}
         # Ten are served at once, and the kernel may let a backend wait while the others serve a hundred.
         near = sum(abs(place - came) <= 3 * MAX_SIZE for came, place in places.items())
-        assert near >= 0.95 * active, places
+        assert near >= 0.8 * active, places
 
         await asyncio.gather(*(transactions(n, client) for n, client in enumerate(rest[:active])))
         # Those who have only looked on are connected all the same.

@@ -25,7 +25,7 @@ from cenote.measure.storm_real import Done, run_real
 
 pytestmark = [pytest.mark.pg, pytest.mark.interpreted]
 COMMAND = [sys.executable, "-m", "cenote.cli", "storm"]
-ATTEMPTS = 3
+ATTEMPTS = 6
 """A machine that does other work spoils a run, so one of a few has to agree."""
 
 SESSIONS = (
@@ -61,9 +61,14 @@ def eventually(condition: Callable[[], Any], within_s: float = 20.0) -> Any:
 def agree(scenario: Scenario, ways: Sequence[str]) -> Done:
     for _ in range(ATTEMPTS):
         done = run_real(scenario, ways, None)
-        if not (found := list(disagreements(done.storm, done.simulated))):
+        real, simulated = (each.outcomes for each in (done.storm, done.simulated))
+        found = list(disagreements(done.storm, done.simulated))
+        refused = [
+            (sum(a.refused.values()), sum(b.refused.values())) for a, b in zip(real, simulated, strict=True)
+        ]
+        if not found and all(b == pytest.approx(a, rel=0.3) for a, b in refused):
             return done
-    raise AssertionError(found)
+    raise AssertionError(found, refused)
 
 
 def test_the_simulation_agrees_with_a_real_run_of_pools_and_proxy() -> None:
@@ -85,11 +90,14 @@ def test_the_simulation_agrees_with_a_real_run_of_pools_that_are_overrun() -> No
     for each in (real, simulated):
         assert each.refused.keys() == {"timeout"}
         assert each.answered + each.refused["timeout"] == each.requests
-    assert simulated.refused["timeout"] == pytest.approx(real.refused["timeout"], rel=0.3)
 
 
 def test_without_a_pool_the_server_refuses_at_its_limit_in_both() -> None:
-    scenario = replace(VALIDATION, load=replace(VALIDATION.load, seconds=1.0, rate=0.0, burst=150))
+    scenario = replace(
+        VALIDATION,
+        clients=replace(VALIDATION.clients, timeout_s=20.0),
+        load=replace(VALIDATION.load, seconds=1.0, rate=0.0, burst=150),
+    )
     done = run_real(scenario, ("none",), None)
     for each in (*done.storm.outcomes, *done.simulated.outcomes):
         assert each.refused.keys() == {"too_many_connections"}
@@ -102,7 +110,7 @@ def test_somebodys_server_keeps_its_last_connections_whatever_the_way_and_is_lef
     """Of 14 there are 3 reserved, 1 is a neighbour's, 2 stay free and 1 looks on: 7 are for the storm."""
     scenario = replace(
         VALIDATION,
-        clients=replace(VALIDATION.clients, instances=6, pool_size=5),
+        clients=replace(VALIDATION.clients, instances=6, pool_size=5, timeout_s=20.0),
         load=replace(VALIDATION.load, seconds=0.5, rate=0.0, burst=60),
     )
     with embedded.Postgres(settings={"max_connections": 14}) as server:
