@@ -14,8 +14,10 @@ cdef class Poller:
     cdef public bint running
     cdef object __weakref__
 
-    @cython.locals(ready=list, fd=object, mask=int, transport=SocketTransport)
+    @cython.locals(ready=list)
     cpdef run(self)
+    @cython.locals(fd=object, mask=int, transport=SocketTransport)
+    cpdef serve(self, list ready)
     cpdef later(self, SocketTransport transport)
     @cython.locals(unsent=list, transport=SocketTransport)
     cpdef flush(self)

@@ -3,7 +3,7 @@
 A general event loop asks for a callback, a lock and a context for every socket that is ready. Here one call
 takes a whole batch of ready sockets through the sessions and sends what they wrote at its end: each message costs
 one recv and one send, and little besides. The transports have asyncio's methods, so that sessions run on either.
-Where there is no epoll, asyncio's own are used.
+Where there is no epoll, the event loop says of each socket when it is ready.
 
 It knows nothing of protocols, and gives each socket one turn per batch.
 """
@@ -35,12 +35,16 @@ class Poller:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.epoll = select.epoll()
-        self.fd = self.epoll.fileno()
+        self.fd = -1
         self.transports: dict[int, SocketTransport] = {}
         self.unsent: list[SocketTransport] = []
         self.running = False
-        loop.add_reader(self.fd, self.run)
+        if hasattr(select, "epoll"):
+            self.epoll: Any = select.epoll()
+            self.fd = self.epoll.fileno()
+            loop.add_reader(self.fd, self.run)
+        else:
+            self.epoll = LoopEpoll(self)
 
     def run(self) -> None:
         """Take what is ready through the sessions. O(ready)"""
@@ -50,18 +54,22 @@ class Poller:
                 ready = syscalls.ready(self.epoll, self.fd)
                 if not ready:
                     return
-                for fd, mask in ready:
-                    transport = self.transports.get(fd)
-                    if transport is not None:
-                        if mask & _OUT:
-                            transport.flush()
-                        if mask & ~_OUT:
-                            transport.readable(mask)
+                self.serve(ready)
                 self.flush()
         finally:
             self.running = False
             if self.unsent:
                 self.flush()
+
+    def serve(self, ready: list[tuple[int, int]]) -> None:
+        """Take these through the sessions. O(ready)"""
+        for fd, mask in ready:
+            transport = self.transports.get(fd)
+            if transport is not None:
+                if mask & _OUT:
+                    transport.flush()
+                if mask & ~_OUT:
+                    transport.readable(mask)
 
     def later(self, transport: SocketTransport) -> None:
         """This transport has something to send: at the end of the batch, or of this turn of the loop."""
@@ -77,6 +85,30 @@ class Poller:
             for transport in unsent:
                 transport.queued = False
                 transport.flush()
+
+
+class LoopEpoll:
+    """What a poller asks of epoll, by means of its event loop."""
+
+    def __init__(self, poller: Poller) -> None:
+        self._poller = poller
+
+    def register(self, fd: int, mask: int) -> None:
+        self.modify(fd, mask)
+
+    def modify(self, fd: int, mask: int) -> None:
+        poller, loop = self._poller, self._poller.loop
+        if mask & _IN:
+            loop.add_reader(fd, poller.serve, [(fd, _IN)])
+        else:
+            loop.remove_reader(fd)
+        if mask & _OUT:
+            loop.add_writer(fd, poller.serve, [(fd, _OUT)])
+        else:
+            loop.remove_writer(fd)
+
+    def unregister(self, fd: int) -> None:
+        self.modify(fd, 0)
 
 
 class SocketTransport:

@@ -9,7 +9,7 @@ cdef extern from *:
     #include <sys/socket.h>
     #ifdef __linux__
     #include <sys/epoll.h>
-    #else  /* without epoll asyncio's own transports are used, and nothing of this is called */
+    #else  /* nobody calls it */
     struct epoll_event { unsigned int events; struct { int fd; } data; };
     static int epoll_wait(int fd, struct epoll_event *events, int most, int wait) { return 0; }
     #endif
