@@ -4,18 +4,17 @@ private PostgreSQL servers; it is a module of its own because it needs the embed
 """
 
 from cenote.testing.clock import Stuck, VirtualClock, VirtualLoop, run
-from cenote.testing.driver import (
+from cenote.testing.driver import AsyncScriptedDriver, ScriptedDriver
+from cenote.testing.interleave import Plan, Play, Report, ScheduleFailed, explore, replay
+from cenote.testing.scripted import (
     AsyncScriptedConnection,
-    AsyncScriptedDriver,
     Call,
     Hold,
     ScriptedConnection,
-    ScriptedDriver,
     ScriptedError,
     ScriptedServer,
     ServerSession,
 )
-from cenote.testing.interleave import Plan, Play, Report, ScheduleFailed, explore, replay
 
 __all__ = [
     "AsyncScriptedConnection",
