@@ -110,8 +110,8 @@ def test_short_lived_tasks_meet_the_limit_of_the_server_without_the_proxy(figure
 @pytest.mark.parametrize("way", [*WAYS, *SERVERLESS])
 def test_the_server_was_measured_from_outside(figures: dict[str, Any], way: str) -> None:
     side = figures[way]
-    assert side["peak_backends"] >= 1
-    one_by_one = way == "serverless_direct"  # a look may meet one that was just forked, and no other
+    one_by_one = way == "serverless_direct"  # a look may meet nobody, or one that was just forked
+    assert side["peak_backends"] >= (0 if one_by_one else 1)
     assert (0 if one_by_one else 2**20) <= side["peak_memory_bytes"] < 2**30
     assert 0 < side["server_cpu_s"] < 60
     assert side["server_cpu_per_answer_s"] == pytest.approx(side["server_cpu_s"] / side["answered"])

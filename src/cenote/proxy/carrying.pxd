@@ -4,7 +4,6 @@ from cenote.proxy.server cimport ServerConnection
 
 cdef class Carrying(Pinning):
     cdef public bint session_mode
-    cdef public bint reads_nothing
     cdef public dict statements
     cdef public dict settings
     cdef public dict ways

@@ -5,7 +5,7 @@ from cenote.proxy.server cimport ServerConnection
 
 cdef int _QUERY, _PARSE, _BIND, _DESCRIBE, _CLOSE, _EXECUTE, _SYNC, _FLUSH, _FUNCTION, _TERMINATE
 cdef int _COPY_DATA, _COPY_DONE, _COPY_FAIL, _STATEMENT, _IDLE, _FAILED, _OWED_NONE
-cdef list _SHORTEST
+cdef bytes _SHORTEST, _EMPTY
 cdef long _TEXT_BYTES, _HOLD_BYTES, _HELD_BYTES, _LONGEST
 
 cdef class ClientSession(Requesting):
@@ -18,7 +18,7 @@ cdef class ClientSession(Requesting):
 
     cpdef received(self, bytes data)
     @cython.locals(p="const unsigned char*", n=Py_ssize_t, i=Py_ssize_t, start=Py_ssize_t, end=Py_ssize_t,
-                   length=long, kind=int, first=Py_ssize_t, seen=int, server=ServerConnection)
+                   length=long, kind=int, least=int, first=Py_ssize_t, seen=int, server=ServerConnection)
     cpdef scan(self, bytes data)
     cdef _goodbye(self, ServerConnection server)
     @cython.locals(replies=ReplyQueue, at=Py_ssize_t)

@@ -104,7 +104,8 @@ class ClientSession(Requesting):
             kind = p[i]
             length = p[i + 1] << 24 | p[i + 2] << 16 | p[i + 3] << 8 | p[i + 4]
             end = i + 1 + length
-            if length < _SHORTEST[kind] or length > _LONGEST or (length > 4 and kind in _EMPTY):
+            least = _SHORTEST[kind]
+            if length < least or not least or length > _LONGEST or (length > 4 and _EMPTY[kind]):
                 self.flush(data, start, i)
                 self.malformed(kind)
                 return

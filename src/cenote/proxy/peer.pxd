@@ -1,6 +1,9 @@
+cdef class Sender:
+    cpdef write(self, bytes data)
+
 cdef class Peer:
     cdef public object transport
-    cdef public object send
+    cdef public Sender sender
     cdef public object tls
     cdef public object inbox
     cdef public object handshake
@@ -12,6 +15,7 @@ cdef class Peer:
     cpdef data_received(self, bytes data)
     cpdef received(self, bytes data)
     cpdef write(self, bytes data)
+    cdef send(self, bytes data)
     cpdef mute(self)
     cpdef unmute(self)
     cpdef close(self)

@@ -80,7 +80,7 @@ class ReplyQueue:
         self.done = 0
         self.dropped_unnamed = False
         self.dropped_binds = 0
-        # The first is in `kind`; these are behind it, from `next` on.
+        # The first is in `kind`; these are behind it, from `next` on. What was answered is dropped now and then.
         self.behind = bytearray()
         self.next = 0
         # In the order of the kinds that have one, the first one's included.
@@ -127,7 +127,7 @@ class ReplyQueue:
             return
         self.kind = behind[at]
         at += 1
-        if at == len(behind) or at >= 4096:  # the second: a pipeline that never runs dry
+        if at >= 4096:
             del behind[:at]
             at = 0
         self.next = at

@@ -8,6 +8,7 @@ from cenote.sql.plain cimport plain
 
 cdef int _QUERY, _PARSE, _BIND, _DESCRIBE, _CLOSE, _EXECUTE, _SYNC, _FLUSH, _FUNCTION, _COPY_DATA
 cdef int _IDLE, _PREPARED, _UNKNOWN
+cdef bytes _CHANGES
 cdef int _OWED_NONE, _OWED_QUERY, _OWED_SYNC, _OWED_PARSE, _OWED_BIND, _OWED_DESCRIBE, _OWED_EXECUTE
 cdef int _OWED_CLOSE, _OWED_UNNAMED_PARSE
 

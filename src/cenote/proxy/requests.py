@@ -31,7 +31,7 @@ _IDLE = 0x49  # I, as a transaction status
 _PREPARED, _UNKNOWN = touch.PREPARED, touch.UNKNOWN
 # How texts begin that a failed transaction refuses: not as COMMIT, END, ABORT, ROLLBACK or PREPARE TRANSACTION.
 _STOPPED = (b"s", b"i", b"u", b"d", b"w", b"b")
-_CHANGES = b"ud"  # how a plain text begins that runs triggers
+_CHANGES = kinds.table(b"UuDd", bytes((1, 1, 1, 1)))  # how a plain text begins that runs triggers
 
 _STATEMENT_TOO_LONG, _FUNCTION_CALL = (
     str(Pinned.STATEMENT_TOO_LONG),
@@ -104,7 +104,7 @@ class Requesting(Tied):
                 return i
         elif not plain(data, i + 5, end - 1):
             reading = read(data[i + 5 : end - 1])
-        elif data[i + 5] | 0x20 in _CHANGES:
+        elif _CHANGES[data[i + 5]]:
             self.suspect(server, change(data, i + 5, end), data, i, end)
         if reading.matters:
             self.repeatable = False
@@ -174,7 +174,7 @@ class Requesting(Tied):
                     return i
                 if self.ear is not None and reading.unlistens:
                     self.ear.beware_parsed(server, reading)
-        elif p[j + 1] | 0x20 in _CHANGES:
+        elif _CHANGES[p[j + 1]]:
             reading = change(data, j + 1, k)
         if j == i + 5:
             before = self.unnamed
@@ -210,7 +210,7 @@ class Requesting(Tied):
             return i
         statement = None
         reading = HARMLESS
-        name = data[j + 1 : k]
+        name = data[j + 1 : k] if k > j + 1 else b""
         if not name:
             reading = self.unnamed_reading
         elif self.statements is not None:

@@ -52,6 +52,7 @@ cdef class Lender:
     cdef public str name
     cdef public Py_ssize_t max_prepared
     cdef public long long tick
+    cdef public bint reads_nothing
     cdef object __weakref__
 
     cpdef borrow(self, Borrower client)

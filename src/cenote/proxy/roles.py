@@ -139,10 +139,12 @@ class Lender:
     """Who lends server connections.
 
     tick: counts the uses of prepared statements
+    reads_nothing: whoever borrows for the first time has to be looked at
     """
 
     def __init__(self) -> None:
         self.name = ""
+        self.reads_nothing = False
         self.max_prepared = 0
         self.tick = 1
 

@@ -1,6 +1,6 @@
 cimport cython
 from cenote.proxy cimport syscalls
-from cenote.proxy.peer cimport Peer
+from cenote.proxy.peer cimport Peer, Sender
 
 cdef int _IN, _OUT, _ENDED, _ROUNDS
 cdef Py_ssize_t _SEND_BYTES
@@ -22,7 +22,7 @@ cdef class Poller:
     @cython.locals(unsent=list, transport=SocketTransport)
     cpdef flush(self)
 
-cdef class SocketTransport:
+cdef class SocketTransport(Sender):
     cdef public Poller poller
     cdef public object sock
     cdef public int fd

@@ -19,7 +19,7 @@ import weakref
 from typing import Any
 
 from cenote.proxy import syscalls
-from cenote.proxy.peer import Peer
+from cenote.proxy.peer import Peer, Sender
 
 _ROUNDS = 16  # batches until timers and tasks of the event loop have their turn
 _SEND_BYTES = 1_048_576  # pieces are joined up to this
@@ -111,7 +111,7 @@ class LoopEpoll:
         self.modify(fd, 0)
 
 
-class SocketTransport:
+class SocketTransport(Sender):
     """One socket, with the methods of an asyncio transport.
 
     peer: the protocol, where it is one of ours: called without a look for its method

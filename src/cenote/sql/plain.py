@@ -1,8 +1,8 @@
 """Texts that need no reading: the few forms that hardly repeat and are known at a glance, as bytes.
 
 With no parenthesis there is no call, with no `;` but the last no second statement; and what is left out
-(backslash, dollar, double quote, slash, &, --) cannot start a token that reads otherwise. It only says "plain"
-or "ask the classifier", and is written for C: one comparison a byte.
+(backslash, double quote, slash, &, --, and a dollar that is not a parameter's) cannot start a token that reads
+otherwise. It only says "plain" or "ask the classifier", and is written for C: one comparison a byte.
 """
 
 from __future__ import annotations
@@ -62,6 +62,15 @@ def plain(data: bytes, start: int, end: int) -> bool:
             elif c == 0x2D:
                 if i + 1 < n and p[i + 1] == 0x2D:
                     return False
+            elif c == 0x24:  # $1: no quote begins with a digit
+                i += 1
+                if i == n or not 0x30 <= p[i] <= 0x39:
+                    return False
+                while i < n and 0x30 <= p[i] <= 0x39:
+                    i += 1
+                if i < n and (p[i] == 0x24 or p[i] == 0x5F or 0x61 <= p[i] | 0x20 <= 0x7A):
+                    return False
+                continue
             elif c == 0x3B:
                 return _blank(p, i + 1, n)
             else:
