@@ -29,7 +29,7 @@ from chaos_clients import gathered, sent_home
 
 pytestmark = pytest.mark.chaos
 
-LEAST_S = 15.0
+LEAST_S = 8.0
 #: What the proxy may keep of a run: statements and their verdicts, histograms, connections.
 KEPT_BYTES = 4 * 1024 * 1024
 
@@ -45,7 +45,7 @@ def victim() -> Iterator[embedded.Postgres]:
 
 @pytest.fixture
 def seconds(request: pytest.FixtureRequest) -> float:
-    """This test's share, and half a minute for both at least."""
+    """This test's share."""
     tests = [item for item in request.session.items if item.get_closest_marker("chaos")]
     return max(LEAST_S, float(request.config.getoption("--chaos-seconds")) / max(1, len(tests)))
 

@@ -110,7 +110,7 @@ def test_somebodys_server_keeps_its_last_connections_whatever_the_way_and_is_lef
     """Of 14 there are 3 reserved, 1 is a neighbour's, 2 stay free and 1 looks on: 7 are for the storm."""
     scenario = replace(
         VALIDATION,
-        clients=replace(VALIDATION.clients, instances=6, pool_size=5, timeout_s=20.0),
+        clients=replace(VALIDATION.clients, instances=6, pool_size=5),
         load=replace(VALIDATION.load, seconds=0.5, rate=0.0, burst=60),
     )
     with embedded.Postgres(settings={"max_connections": 14}) as server:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from proxy_kit import wire
 from scripts_BD import SYNC, again, bind, close, describe, execute, parse, query, run
-from state_kit import roles_of, shown, tell
+from state_kit import pid_of, roles_of, shown, tell
 
 from cenote.embedded import Postgres
 from cenote.testing.wire import RawClient, WireFailure, error, errors, kinds, rows, value
@@ -59,6 +59,7 @@ async def test_C22_nothing_runs_on_a_connection_that_cannot_be_made_to_carry_the
         await client.send(parse("mine", INSERT) + parse("end", "ROLLBACK") + SYNC)
         await client.until_ready()
         await tell(other, "SET app.tenant = 'other'")
+        pid = await pid_of(other)
         log.rows("REVOKE c_lost FROM app")
         await client.send(batch)
         heard = await until_the_end(client)
@@ -67,6 +68,7 @@ async def test_C22_nothing_runs_on_a_connection_that_cannot_be_made_to_carry_the
         assert len(errors(heard)) == 1
         assert log.rows("SELECT count(*) FROM c_log") == [(0,)]
         assert await shown(other, "role", "app.tenant") == ["none", "other"]
+        assert await pid_of(other) == pid
 
 
 async def until_the_end(client: RawClient) -> list:

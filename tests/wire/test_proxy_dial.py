@@ -514,7 +514,7 @@ def test_F21_hosts_are_tried_in_order_until_one_answers(pg18):
             for port in (closed_port(), silent.port):
                 async with FaultProxy("127.0.0.1", pg18.port) as there:
                     both = SimpleNamespace(host="127.0.0.1,127.0.0.1", port=f"{port},{there.port}")
-                    server = await dialed_at(both, pg18, timeout=4.0)
+                    server = await dialed_at(both, pg18, timeout=2.5)
                     assert server.endpoint.port == there.port
                     await server.leave()
 

@@ -20,6 +20,7 @@ cdef class ClientSession(Requesting):
     @cython.locals(p="const unsigned char*", n=Py_ssize_t, i=Py_ssize_t, start=Py_ssize_t, end=Py_ssize_t,
                    length=long, kind=int, least=int, first=Py_ssize_t, seen=int, server=ServerConnection)
     cpdef scan(self, bytes data)
+    cdef scan_again(self, bytes data)
     cdef _goodbye(self, ServerConnection server)
     @cython.locals(replies=ReplyQueue, at=Py_ssize_t)
     cdef bint _uncertain(self, ServerConnection server, bytes data, int kind, Py_ssize_t i) except -1

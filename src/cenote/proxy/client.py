@@ -278,7 +278,11 @@ class ClientSession(Requesting):
         if self.lost:
             return
         self.hear()
-        if data:
+        self.scan_again(data)
+
+    def scan_again(self, data: bytes) -> None:
+        """What was held, or is to be repeated. Of a client that is being ended nobody would hear the answers."""
+        if data and not self.ending:
             self.scan(data)
 
     def granted(self, server: ServerConnection) -> None:
@@ -390,11 +394,11 @@ class ClientSession(Requesting):
             for name, statement in list(self.statements.items()):
                 if statement is guessed:
                     self.renewed(self.server, name, guessed)
-        self.scan(batch)
+        self.scan_again(batch)
 
     def resubmit(self, batch: bytes) -> None:
         """The server ended before anything of this batch ran: send it once more, on another connection."""
-        self.scan(batch)
+        self.scan_again(batch)
 
     def start_over(self, server: ServerConnection) -> None:
         """This server connection is gone before anything of what is held was sent: it goes to another one."""
