@@ -2,8 +2,8 @@
 
 A general event loop asks for a callback, a lock and a context for every socket that is ready. Here one call
 takes a whole batch of ready sockets through the sessions and sends what they wrote at its end: each message costs
-one recv and one send, and little besides. The transports have asyncio's methods, so that sessions run on either.
-Where there is no epoll, the event loop says of each socket when it is ready.
+one recv and one send, and little besides. The transports have asyncio's methods. Where there is no epoll, the
+event loop says of each socket when it is ready.
 
 It knows nothing of protocols, and gives each socket one turn per batch.
 """
